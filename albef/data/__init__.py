@@ -1,0 +1,44 @@
+"""Pixels and words in: reading, cleaning, augmenting, batching. Knows no models."""
+
+from albef.data.augment import RandAugment, TrainTransform
+from albef.data.broken import BrokenCounter, BrokenPicture
+from albef.data.loader import (
+    CachedSet,
+    Collate,
+    StepBatches,
+    TrainingSet,
+    make_loader,
+    stable_id,
+)
+from albef.data.pictures import open_picture
+from albef.data.processor import (
+    Processor,
+    build_tokenizer,
+    clean_caption,
+    clean_question,
+    train_tokenizer,
+)
+from albef.data.records import Record, Source
+from albef.data.sources import open_sources
+
+__all__ = [
+    "BrokenCounter",
+    "BrokenPicture",
+    "CachedSet",
+    "Collate",
+    "Processor",
+    "RandAugment",
+    "Record",
+    "Source",
+    "StepBatches",
+    "TrainTransform",
+    "TrainingSet",
+    "build_tokenizer",
+    "clean_caption",
+    "clean_question",
+    "make_loader",
+    "open_picture",
+    "open_sources",
+    "stable_id",
+    "train_tokenizer",
+]

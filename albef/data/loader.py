@@ -1,0 +1,283 @@
+"""Samples and batches for training; each is a pure function of seed and step, so a run goes on exactly where it was.
+
+A sample is asked for by (epoch, index). B samples, L tokens, H x W pixels; image_id and text_id are 63-bit hashes,
+equal for records of the same picture and for captions that clean to the same words.
+"""
+
+import dataclasses
+import hashlib
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from albef.data.augment import TrainTransform
+from albef.data.broken import Broken, BrokenPicture, listing
+from albef.data.pictures import open_picture
+from albef.data.processor import Processor, clean_caption
+from albef.data.records import Record, Source
+
+Pair = tuple[int, int]  # epoch, index of the sample in its source
+MAX_REPLACEMENTS = 20
+
+
+def stable_id(text: str) -> int:
+    """63-bit hash of a text, the same on every machine and in every run."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
+    """uint64 [B], evenly spread: the remainder by the number of captions chooses one. The mixer is splitmix64."""
+    table = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
+    value = np.full(len(table), seed, dtype=np.uint64)
+    for part in (table[:, 0], table[:, 1]):
+        value = (value ^ part) + np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value = value ^ (value >> np.uint64(31))
+    return value
+
+
+def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
+    """A record with its decoded picture; BrokenPicture when either cannot be had, or there is no caption."""
+    try:
+        record = source[index]
+    except (ValueError, OSError) as error:
+        raise BrokenPicture(f"record {index}", str(error), "mend it or leave it out") from error
+    if not record.captions:
+        raise BrokenPicture(record.name, "it has no caption", "add one or leave it out")
+    return record, open_picture(record.picture, record.name)
+
+
+def read_pictures(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
+    """Records without their picture's bytes, and their pixels uint8 [n, 3, H, W]; unreadable ones are left out, with a
+    warning that names them."""
+    records, pixels, broken = [], [], Broken()
+    for index in indices:
+        try:
+            record, image = read_sample(source, index)
+        except BrokenPicture as error:
+            broken.append((error.name, error.reason))
+            continue
+        records.append(dataclasses.replace(record, picture=b""))
+        pixels.append(processor.resize(image))
+    if broken:
+        warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=2)
+    return records, torch.stack(pixels) if pixels else torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """Augmented pictures with a randomly chosen caption.
+
+    A picture that cannot be read is replaced by another one, drawn from the sample's own random numbers, and reported
+    under "broken". `transform` defaults to the original's crop and flip at the processor's size.
+    """
+
+    def __init__(
+        self, source: Source, processor: Processor, transform: TrainTransform | None = None, seed: int = 0
+    ) -> None:
+        self.source, self.processor, self.seed = source, processor, seed
+        self.transform = transform or TrainTransform(processor.image_size)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, pair: Pair) -> dict[str, Any]:
+        """pixel_values uint8 [3, H, W], caption as written, image_id and text_id int, broken [(name, reason)]."""
+        rng = np.random.default_rng([self.seed, *pair])
+        record, image, broken = self._readable(pair[1], rng)
+        caption = record.captions[int(caption_draws(self.seed, [pair])[0] % np.uint64(len(record.captions)))]
+        return {
+            "pixel_values": self.transform(image, rng),
+            "caption": caption,
+            "image_id": stable_id(record.image_id),
+            "text_id": stable_id(clean_caption(caption, self.processor.max_words)),
+            "broken": broken,
+        }
+
+    def _readable(self, index: int, rng: np.random.Generator) -> tuple[Record, Image.Image, Broken]:
+        broken: Broken = []
+        while len(broken) < MAX_REPLACEMENTS:
+            try:
+                record, image = read_sample(self.source, index)
+                return record, image, broken
+            except BrokenPicture as error:
+                broken.append((error.name, error.reason))
+                index = int(rng.integers(len(self.source)))
+        raise RuntimeError(f"{MAX_REPLACEMENTS} pictures in a row could not be read, {listing(broken)}; check the data")
+
+
+class StepBatches:
+    """Which samples make up which step: lists of (epoch, index), from step `start` to `steps` - 1.
+
+    Every epoch is a fresh permutation of the `size` samples, of which the last incomplete batch is dropped. Ranks take
+    equal slices of the global batch: the samples of a step don't depend on how many ranks share it. ValueError when
+    `batch_size`, the global one, exceeds `size` or doesn't divide by `world`.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, steps: int, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        if not 0 < batch_size <= size:
+            raise ValueError(
+                f"batch_size {batch_size} must lie in 1..{size}, the number of samples; lower it or add data"
+            )
+        if batch_size % world or not 0 <= rank < world:
+            raise ValueError(
+                f"batch_size {batch_size} must divide by the {world} ranks, and rank {rank} be one of them"
+            )
+        self.size, self.batch_size, self.steps, self.seed, self.start = size, batch_size, steps, seed, start
+        self.rank, self.share = rank, batch_size // world
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start)
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        return map(self.batch, range(self.start, self.steps))
+
+    def batch(self, step: int) -> list[Pair]:
+        """This rank's samples at `step`."""
+        epoch, place = divmod(step, self.size // self.batch_size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        first = place * self.batch_size + self.rank * self.share
+        return [(epoch, index) for index in self._order[first : first + self.share].tolist()]
+
+
+class Collate:
+    """Samples of a TrainingSet to a batch; captions are cleaned and cut to `max_tokens` (default: the processor's)."""
+
+    def __init__(self, processor: Processor, max_tokens: int | None = None) -> None:
+        self.processor, self.max_tokens = processor, max_tokens
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """pixel_values uint8 [B, 3, H, W]; input_ids, attention_mask [B, L], image_id, text_id [B] int64; broken."""
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            **self.processor.texts([sample["caption"] for sample in samples], self.max_tokens),
+            "image_id": torch.tensor([sample["image_id"] for sample in samples]),
+            "text_id": torch.tensor([sample["text_id"] for sample in samples]),
+            "broken": [entry for sample in samples for entry in sample["broken"]],
+        }
+
+
+class CachedSet:
+    """A source whose pictures fit into memory: decoded, resized and tokenised once, then handed out in whole batches.
+
+    pixels      uint8 [N, 3, H, W], bicubic at `image_size` (height, width; default: the processor's), not augmented
+    broken      what could not be read at decoding; it is not among the N and never drawn
+    progress    called with (pictures done, pictures in all) after each picture
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        processor: Processor,
+        image_size: tuple[int, int] | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        threads: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.seed, self.broken = seed, Broken()
+        processor = dataclasses.replace(processor, image_size=image_size or processor.image_size)
+        self.pixels = torch.empty(len(source), 3, *processor.image_size, dtype=torch.uint8)
+        image_ids: list[int] = []
+        captions: list[list[str]] = []
+        for done, found in enumerate(_decode(source, processor, threads), 1):
+            if isinstance(found, BrokenPicture):
+                self.broken.append((found.name, found.reason))
+            else:
+                record, self.pixels[len(captions)] = found
+                image_ids.append(stable_id(record.image_id))
+                captions.append(record.captions)
+            if progress is not None:
+                progress(done, len(source))
+        if not captions:
+            raise ValueError(f"none of {len(source)} pictures could be read, {listing(self.broken)}; check the data")
+        self.pixels = self.pixels[: len(captions)]
+        self.image_ids = torch.tensor(image_ids)
+        self._keep_captions(captions, processor, max_tokens)
+
+    def _keep_captions(self, captions: list[list[str]], processor: Processor, max_tokens: int | None) -> None:
+        counts = np.array([len(texts) for texts in captions])
+        self.caption_counts, self.first_captions = counts, np.cumsum(counts) - counts
+        texts = [clean_caption(text, processor.max_words) for own in captions for text in own]
+        self.text_ids = torch.tensor([stable_id(text) for text in texts])
+        self.tokens = processor.texts(texts, max_tokens, clean=False)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """The same batch as Collate's, pictures unaugmented; index counts the readable pictures, 0..len(self) - 1."""
+        rows = np.array([index for _, index in pairs])
+        draws = caption_draws(self.seed, pairs) % self.caption_counts[rows].astype(np.uint64)
+        texts = torch.from_numpy(self.first_captions[rows] + draws.astype(np.int64))
+        mask = self.tokens["attention_mask"][texts]
+        length = int(mask.sum(1).max())
+        return {
+            "pixel_values": self.pixels[torch.from_numpy(rows)],
+            "input_ids": self.tokens["input_ids"][texts, :length],
+            "attention_mask": mask[:, :length],
+            "image_id": self.image_ids[torch.from_numpy(rows)],
+            "text_id": self.text_ids[texts],
+            "broken": [],
+        }
+
+
+def _decode(source: Source, processor: Processor, threads: int) -> Iterator[tuple[Record, Tensor] | BrokenPicture]:
+    """Every record with its pixels uint8 [3, H, W], or what is wrong with it, in the source's order."""
+
+    def decode(index: int) -> tuple[Record, Tensor] | BrokenPicture:
+        try:
+            record, image = read_sample(source, index)
+        except BrokenPicture as error:
+            return error
+        return dataclasses.replace(record, picture=b""), processor.resize(image)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(decode, range(len(source)))
+
+
+def make_loader(dataset: TrainingSet, batches: StepBatches, collate: Collate, workers: int = 0) -> DataLoader[Any]:
+    """Batches in the order of `batches`, made in `workers` processes (0: in this one).
+
+    Workers are forked from a clean server process, safe beside CUDA and threads; scripts therefore need the usual
+    `if __name__ == "__main__":`.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=_context() if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _context() -> Any:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["albef.data.loader"])
+    return context
+
+
+def _start_worker(number: int) -> None:
+    """One thread each: there are as many workers as the cores should carry."""
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,137 @@
+"""WebDataset shards: tar files of pictures and texts, indexed once and read at random."""
+
+import array
+import gzip
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from albef.data.pictures import PICTURE_SUFFIXES
+from albef.data.records import Packed, Record, checked, decoded, listed, warn_left_out
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+ABSENT = (0, -1)  # offset and size of a member that is not there
+
+
+class TarSource:
+    """Shards in img2dataset's layout: KEY.jpg (or .png, .webp, ...) with KEY.txt and/or KEY.json in each tar file.
+
+    The headers are read once; pictures and texts are then read where they lie. Captions are the "caption" of KEY.json,
+    a string or a list, else the whole of KEY.txt; "category" comes from KEY.json. Compressed shards are unpacked into
+    memory, in every worker. The key is the image_id: the same key in two shards means the same thing.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.shards = [_Shard(file) for file in files]
+        keys: list[str] = []
+        places = array.array("q")
+        without_picture = without_caption = 0
+        for number, shard in enumerate(self.shards):
+            for key, members in shard.samples().items():
+                without_picture += "picture" not in members
+                without_caption += members.keys() == {"picture"}
+                if "picture" in members and len(members) > 1:
+                    keys.append(key)
+                    places.append(number)
+                    for kind in ("picture", "json", "txt"):
+                        places.extend(members.get(kind, ABSENT))
+        name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        if not keys:
+            raise ValueError(f"{name}: no sample has picture and caption; KEY.jpg with KEY.txt or KEY.json makes one")
+        warn_left_out(name, without_picture, without_caption)
+        self.keys = Packed(keys)
+        self.places = np.array(places).reshape(-1, 7)  # shard, then offset and size of picture, JSON, text
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Record:
+        number, *spans = self.places[checked(index, len(self))].tolist()
+        shard, key = self.shards[number], self.keys[index]
+        name = f"{shard.file}:{key}"
+        picture, facts, text = (shard.read(*span) for span in zip(spans[::2], spans[1::2], strict=True))
+        about = _facts(facts, name)
+        captions = [caption for caption in listed(about.get("caption")) if caption.strip()] or _caption(text, name)
+        category = about.get("category")
+        return Record(name, picture or b"", captions, key, category if isinstance(category, str) else None)
+
+
+class _Shard:
+    """One tar file, read by offset. A compressed one is held unpacked, but never sent to another process so."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.unpacked: bytes | None = None
+
+    def samples(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Key to {"picture" | "json" | "txt": (offset, size)}, in the order of the file."""
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with self._open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps an object for every member
+                    key, kind = _split(member.name)
+                    if member.isfile() and key:
+                        sample = found.setdefault(key, {})
+                        if kind in ("picture", "json", "txt"):
+                            sample[kind] = (member.offset_data, member.size)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{self.file}: not a whole tar file ({error}); fetch it again or leave it out") from error
+        return found
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """A member's bytes; None where there is no such member."""
+        if size < 0:
+            return None
+        if self._is_compressed:
+            return self._content()[offset : offset + size]
+        descriptor = os.open(self.file, os.O_RDONLY)  # opened anew each time: nothing to share or to run out of
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def _open(self) -> BinaryIO:
+        return io.BytesIO(self._content()) if self._is_compressed else self.file.open("rb")
+
+    def _content(self) -> bytes:
+        if self.unpacked is None:
+            self.unpacked = gzip.decompress(self.file.read_bytes())
+        return self.unpacked
+
+    @property
+    def _is_compressed(self) -> bool:
+        return self.file.suffix != ".tar"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": self.file, "unpacked": None}
+
+
+def _split(member: str) -> tuple[str, str]:
+    """`a/0001.jpg` to its key `a/0001` and "picture", "json", "txt" or another suffix; WebDataset's rule of keys."""
+    folder, slash, base = member.rpartition("/")
+    key, _, suffix = base.partition(".")
+    kind = "picture" if f".{suffix.lower()}" in PICTURE_SUFFIXES else suffix.lower()
+    return (folder + slash + key if key else ""), kind
+
+
+def _facts(data: bytes | None, name: str) -> dict[str, Any]:
+    """The object in KEY.json; empty if there is none."""
+    try:
+        found = json.loads(data) if data else {}
+    except ValueError as error:
+        raise ValueError(f"{name}: its JSON is damaged ({error}); write the shard again or leave it out") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _caption(text: bytes | None, name: str) -> list[str]:
+    """KEY.txt as one caption; none if it is missing or blank."""
+    caption = decoded(text or b"", name).strip()
+    return [caption] if caption else []

@@ -1,0 +1,172 @@
+"""Where pictures and their captions lie: JSON lists, WebDataset shards, folders; one map-style interface for all.
+
+A source knows its length and gives a Record at random by number. It keeps little per sample (packed bytes and numpy
+arrays, no Python objects), so that millions of samples stay small and are cheap to hand to loader workers.
+"""
+
+import difflib
+import glob
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from albef.data.pictures import PICTURE_SUFFIXES
+from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
+from albef.data.shards import TAR_SUFFIXES, TarSource
+from albef.files import data_path
+
+EXAMPLE = '{"image": "train/0001.jpg", "caption": "a dog runs"} ("caption" may be a list; "image_id" may be added)'
+
+
+def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
+    """One source from JSON lists, tar shards and folders, in the given order.
+
+    Patterns such as `shards/{00000..00012}.tar` and `shards/*.tar` stand for the files they match, and
+    `albef:emoji/noto.tar.gz` for a file that comes with the package. `image_root` is the folder that the `image` of
+    JSON records is relative to; without it, that of the JSON file. FileNotFoundError with the nearest names for a
+    missing path; ValueError for a wrong or empty file. Samples without picture or caption are left out with a warning
+    that counts them.
+    """
+    if isinstance(paths, str):
+        raise TypeError(f"open_sources wants a list of paths, got the string {paths!r}; write [path]")
+    files = [file for pattern in paths for file in expand(data_path(pattern))]
+    sources: list[Source] = []
+    for are_tars, group in itertools.groupby(files, key=lambda file: file.name.endswith(TAR_SUFFIXES)):
+        members = list(group)
+        sources += [TarSource(members)] if are_tars else [_open(file, image_root) for file in members]
+    if not sources:
+        raise ValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of pictures")
+    return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def _open(file: Path, image_root: str | None) -> Source:
+    if file.is_dir():
+        return FolderSource(file)
+    if file.suffix == ".json":
+        return JsonSource(file, image_root)
+    raise ValueError(f"{file}: unknown kind of data; give a .json list, {', '.join(TAR_SUFFIXES)} shards or a folder")
+
+
+def expand(pattern: str) -> list[Path]:
+    """Existing files that a path with braces and wildcards stands for, braces in order, wildcards sorted."""
+    found: list[Path] = []
+    for text in [pattern] if os.path.exists(pattern) else _braces(pattern):
+        matches = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
+        if not matches:
+            _missing(Path(text))
+        found += map(Path, matches)
+    return found
+
+
+def _braces(text: str) -> list[str]:
+    """`a{0..2}b{x,y}` to its six words; numbers keep their leading zeros."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", text)
+    if match is None:
+        return [text]
+    first, last, words = match.groups()
+    parts = words.split(",") if words else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    return [text[: match.start()] + part + rest for part in parts for rest in _braces(text[match.end() :])]
+
+
+def _missing(path: Path) -> NoReturn:
+    """Raise FileNotFoundError that names what does exist near `path`."""
+    part, parent = path.name, path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        part, parent = parent.name, parent.parent
+    names = sorted(os.listdir(parent)) if parent.is_dir() else []
+    near = difflib.get_close_matches(part, names, n=3, cutoff=0.4) or names[:3]
+    raise FileNotFoundError(f"{path}: no such file or folder; nearest in {parent}/: {', '.join(near) or 'nothing'}")
+
+
+class JsonSource:
+    """The original's annotation lists for pre-training and retrieval (spec 5.1)."""
+
+    def __init__(self, file: Path, image_root: str | None = None) -> None:
+        try:
+            records = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{file}: not valid JSON ({error}); one list of records is expected: [{EXAMPLE}]"
+            ) from error
+        if not isinstance(records, list) or not records:
+            got = "an empty list" if isinstance(records, list) else _kind(records)
+            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{EXAMPLE}]")
+        for number, record in enumerate(records):
+            _check_record(file, number, record)
+        self.root = Path(image_root) if image_root else _root_of(file, records[0]["image"])
+        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in records)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: int) -> Record:
+        image, captions, image_id, category = json.loads(self.packed[checked(index, len(self))])
+        return Record(str(self.root / image), self.root / image, captions, image_id, category)
+
+
+def _essence(record: dict[str, Any]) -> list[Any]:
+    """What a record says: image, captions, image_id, category."""
+    image, category = record["image"], record.get("category")
+    return [image, listed(record["caption"]), str(record.get("image_id", image)), category]
+
+
+def _check_record(file: Path, number: int, record: Any) -> None:
+    """ValueError unless the record has the shape of EXAMPLE."""
+    if not isinstance(record, dict):
+        _wrong(file, number, "an object", record)
+    image, image_id, category = record.get("image"), record.get("image_id", ""), record.get("category")
+    if not isinstance(image, str) or not image:
+        _wrong(file, number, '"image" to be a path', image)
+    if not _is_caption(record.get("caption")):
+        _wrong(file, number, '"caption" to be a string or a list of strings', record.get("caption"))
+    if not isinstance(image_id, (str, int)):
+        _wrong(file, number, '"image_id" to be a string or a number', image_id)
+    if not isinstance(category, (str, type(None))):
+        _wrong(file, number, '"category" to be a string', category)
+
+
+def _is_caption(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def _wrong(file: Path, number: int, expected: str, got: Any) -> NoReturn:
+    shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
+    raise ValueError(f"{file}, record {number}: expected {expected}, got {shown}; a right record: {EXAMPLE}")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing", bool: "a truth value"}
+    return names.get(type(value), "a number")
+
+
+def _root_of(file: Path, image: str) -> Path:
+    """The folder of the JSON file, or the working folder when the first picture lies under that one only."""
+    return Path() if Path(image).exists() and not (file.parent / image).exists() else file.parent
+
+
+class FolderSource:
+    """A folder of pictures with a `.txt` of the same name beside each, one caption per line; subfolders included."""
+
+    def __init__(self, folder: Path) -> None:
+        pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+        paired = [path for path in pictures if path.with_suffix(".txt").is_file()]
+        if not paired:
+            shards = len(list(folder.glob("*.tar")))
+            hint = f"it has {shards} shards: write {folder}/*.tar" if shards else "put KEY.txt beside KEY.jpg"
+            raise ValueError(f"{folder}: {len(pictures)} pictures, none with a caption file of the same name; {hint}")
+        warn_left_out(str(folder), 0, len(pictures) - len(paired))
+        self.folder, self.names = folder, Packed(path.relative_to(folder).as_posix() for path in paired)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self.names[checked(index, len(self))]
+        path = self.folder / name
+        lines = decoded(path.with_suffix(".txt").read_bytes(), str(path)).splitlines()
+        return Record(str(path), path, [line.strip() for line in lines if line.strip()], name)

@@ -1,0 +1,39 @@
+"""Where names of models and data lead: a path, something that comes with the package, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+PREFIX = "albef:"
+MODELS = ASSETS / "models"
+
+
+def data_path(name: str) -> str:
+    """`albef:emoji/noto.tar.gz` is the package's own file; everything else is left as it is."""
+    return str(ASSETS / name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+
+
+def model_folder(name: str | Path, files: tuple[str, ...]) -> Path:
+    """The folder of a saved model that has `files`: a path, a model that comes with the package (`emoji`), or a
+    repository on the hub (`owner/name`), which is fetched. FileNotFoundError with the remedy otherwise."""
+    for path in (Path(name), MODELS / str(name)):
+        if all((path / file).is_file() for file in files):
+            return path
+    if not Path(name).exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return _download(str(name))
+    shipped = ", ".join(sorted(path.name for path in MODELS.glob("*")))
+    raise FileNotFoundError(
+        f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, "
+        f"one that comes with the package ({shipped}), or turn a published .pth file into one with `albef convert`"
+    )
+
+
+def _download(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"{repository}: no such folder, and fetching it from the hub needs `pip install albef[hub]`"
+        ) from error
+    return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))

@@ -1,0 +1,227 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from albef.data.augment import RandAugment, TrainTransform
+from albef.data.broken import BrokenCounter
+from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, caption_draws, make_loader, stable_id
+from albef.data.pictures import open_picture
+from albef.data.sources import open_sources
+from tests.data.conftest import picture, write_json, write_tar
+
+
+@pytest.fixture
+def source(colours):
+    return open_sources([str(colours)])
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """Eight samples: every other picture is damaged, and one has no caption."""
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"damage" if number % 2 else picture((number * 30,) * 3))
+        (tmp_path / f"{number}.txt").write_text("" if number == 6 else f"dog {number}")
+    return open_sources([str(tmp_path)])
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value.equal(second[key]) if isinstance(value, torch.Tensor) else value == second[key], key
+
+
+def test_stable_ids_never_change():
+    assert stable_id("a dog") == 9151722581430185315
+    assert stable_id("a cat") != stable_id("a dog")
+    assert 0 <= stable_id("\ud83d") < 2**63
+
+
+def test_caption_draws_are_even_and_independent():
+    pairs = [(epoch, index) for epoch in range(20) for index in range(500)]
+    draws = caption_draws(3, pairs)
+    assert len(set(draws.tolist())) == len(pairs)
+    counts = np.bincount((draws % np.uint64(5)).astype(int), minlength=5)
+    assert (abs(counts - 2000) < 4 * 2000**0.5).all()
+    np.testing.assert_array_equal(caption_draws(3, pairs[7:9]), draws[7:9])
+    assert not np.array_equal(caption_draws(4, pairs), draws)
+
+
+class TestTrainingSet:
+    def test_a_sample(self, source, processor):
+        sample = TrainingSet(source, processor)[0, 3]
+        assert sample["pixel_values"].shape == (3, 16, 24)
+        assert sample["pixel_values"].unique().tolist() == [60]
+        assert sample["caption"] in ("A dog 3.", "a cat 3")
+        assert sample["text_id"] in (stable_id("a dog 3"), stable_id("a cat 3"))
+        assert sample["image_id"] == stable_id("03.png")
+        assert sample["broken"] == []
+
+    def test_depends_on_seed_epoch_and_index_only(self, source, processor):
+        def samples(seed):
+            transform = TrainTransform((8, 8), augment=RandAugment())
+            data = TrainingSet(source, processor, transform, seed)
+            return [data[epoch, index] for epoch in range(6) for index in (0, 5)]
+
+        for first, second in zip(samples(1), samples(1), strict=True):
+            same(first, second)
+        captions = {seed: [sample["caption"] for sample in samples(seed)] for seed in (1, 2)}
+        assert len(set(captions[1])) == 4
+        assert captions[1] != captions[2]
+
+    def test_broken_pictures_are_replaced_and_named(self, half_broken, processor):
+        data = TrainingSet(half_broken, processor)
+        good = {stable_id(f"{n}.png") for n in (0, 2, 4)}
+        for index in range(8):
+            sample = data[0, index]
+            assert sample["image_id"] in good
+            reasons = {name.rpartition("/")[2]: reason for name, reason in sample["broken"]}
+            assert (f"{index}.png" in reasons) == (index % 2 == 1 or index == 6)
+            assert reasons.pop("6.png", "it has no caption") == "it has no caption"
+            assert set(reasons.values()) <= {"not a picture in a known format"}
+            same(sample, data[0, index])
+
+    def test_damaged_texts_and_missing_files_are_replaced_too(self, tmp_path, processor):
+        tar = write_tar(tmp_path / "x.tar", {"0.png": picture(), "0.json": b"{", "1.png": picture(), "1.txt": b"dog"})
+        file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
+        data = TrainingSet(open_sources([str(tar), str(file)]), processor)
+        names = [data[0, index]["broken"][0][0] for index in (0, 2)]
+        assert names == ["record 0", str(tmp_path / "gone.png")]
+
+    def test_gives_up_when_nothing_can_be_read(self, tmp_path, processor):
+        file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
+        with pytest.raises(RuntimeError, match=r"20 pictures in a row could not be read, .*gone\.png \(no such file\)"):
+            TrainingSet(open_sources([str(file)]), processor)[0, 0]
+
+
+class TestStepBatches:
+    def test_every_epoch_is_a_new_permutation_without_the_rest(self):
+        batches = list(StepBatches(10, 4, steps=6))
+        assert [len(batch) for batch in batches] == [4] * 6
+        assert [pair[0] for batch in batches for pair in batch] == [0] * 8 + [1] * 8 + [2] * 8
+        epochs = [[index for batch in batches[i : i + 2] for _, index in batch] for i in (0, 2, 4)]
+        assert all(len(set(epoch)) == 8 for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2]
+
+    @pytest.mark.parametrize("world", [1, 2, 4])
+    def test_a_step_has_the_same_samples_for_any_number_of_ranks(self, world):
+        whole = list(StepBatches(50, 8, steps=20, seed=5))
+        ranks = [list(StepBatches(50, 8, steps=20, seed=5, rank=rank, world=world)) for rank in range(world)]
+        for step in range(20):
+            assert [len(rank[step]) for rank in ranks] == [8 // world] * world
+            assert list(itertools.chain(*(rank[step] for rank in ranks))) == whole[step]
+
+    @pytest.mark.parametrize("start", [0, 1, 6, 7, 20])
+    def test_goes_on_at_any_step(self, start):
+        rest = StepBatches(50, 8, steps=20, seed=5, start=start)
+        assert list(rest) == list(StepBatches(50, 8, steps=20, seed=5))[start:]
+        assert len(rest) == 20 - start
+
+    def test_seeds_differ(self):
+        assert list(StepBatches(50, 8, 3, seed=1)) != list(StepBatches(50, 8, 3, seed=2))
+
+    def test_wrong_sizes(self):
+        with pytest.raises(ValueError, match=r"batch_size 11 must lie in 1..10, the number of samples; lower it"):
+            StepBatches(10, 11, 1)
+        with pytest.raises(ValueError, match="batch_size 10 must divide by the 4 ranks"):
+            StepBatches(10, 10, 1, world=4)
+        with pytest.raises(ValueError, match="and rank 2 be one of them"):
+            StepBatches(10, 10, 1, rank=2, world=2)
+
+
+class TestLoading:
+    def test_batch(self, source, processor):
+        batches = StepBatches(12, 4, steps=3)
+        batch = next(iter(make_loader(TrainingSet(source, processor), batches, Collate(processor, max_tokens=3))))
+        assert batch["pixel_values"].shape == (4, 3, 16, 24)
+        assert batch["pixel_values"].dtype == torch.uint8
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 3)
+        assert batch["image_id"].dtype == batch["text_id"].dtype == torch.int64
+        assert batch["image_id"].tolist() == [stable_id(f"{index:02d}.png") for _, index in batches.batch(0)]
+        assert batch["broken"] == []
+
+    def test_captions_are_cleaned_and_padded_to_the_longest(self, processor):
+        sample = {"pixel_values": torch.zeros(3, 2, 2, dtype=torch.uint8), "image_id": 1, "text_id": 2, "broken": []}
+        batch = Collate(processor)([{**sample, "caption": "A DOG!"}, {**sample, "caption": "", "broken": [("a", "b")]}])
+        expected = processor.texts(["a dog", ""], clean=False)
+        assert batch["input_ids"].equal(expected["input_ids"])
+        assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+        assert batch["broken"] == [("a", "b")]
+
+    def test_workers_give_the_same_batches(self, source, processor):
+        def batches(workers, start):
+            data = TrainingSet(source, processor, TrainTransform((8, 8), augment=RandAugment()), seed=2)
+            steps = StepBatches(len(data), 4, steps=5, seed=2, start=start)
+            return list(make_loader(data, steps, Collate(processor), workers))
+
+        alone, together = batches(0, start=0), batches(2, start=1)
+        assert len(together) == 4
+        for first, second in zip(alone[1:], together, strict=True):
+            same(first, second)
+
+
+class TestCachedSet:
+    def test_same_batch_as_the_loader_but_for_augmentation(self, source, processor):
+        whole = TrainTransform(processor.image_size, scale=None, flip=False)
+        data = TrainingSet(source, processor, whole, seed=9)
+        cached = CachedSet(source, processor, seed=9)
+        for batch in StepBatches(len(cached), 5, steps=6, seed=9):
+            same(cached.batch(batch), Collate(processor)([data[pair] for pair in batch]))
+
+    def test_own_size_and_progress(self, source, processor):
+        seen = []
+        cached = CachedSet(source, processor, (6, 5), max_tokens=2, progress=lambda *done: seen.append(done))
+        assert cached.pixels.shape == (12, 3, 6, 5)
+        assert cached.batch([(0, 11), (3, 0)])["input_ids"].shape == (2, 2)
+        assert cached.batch([(0, 11)])["pixel_values"].unique().tolist() == [220]
+        assert seen == [(n, 12) for n in range(1, 13)]
+        assert processor.image_size == (16, 24)
+
+    def test_resizing_is_the_processors(self, tmp_path, processor):
+        (tmp_path / "a.png").write_bytes(picture((3, 140, 250), size=(90, 70)))
+        (tmp_path / "a.txt").write_text("dog")
+        cached = CachedSet(open_sources([str(tmp_path)]), processor)
+        assert cached.pixels[0].equal(processor.resize(open_picture(tmp_path / "a.png")))
+
+    def test_broken_pictures_are_never_drawn(self, half_broken, processor):
+        cached = CachedSet(half_broken, processor)
+        assert len(cached) == 3
+        assert [name[-5:] for name, _ in cached.broken] == ["1.png", "3.png", "5.png", "6.png", "7.png"]
+        batch = cached.batch([(0, index) for index in range(3)])
+        assert batch["image_id"].tolist() == [stable_id(f"{n}.png") for n in (0, 2, 4)]
+        assert batch["pixel_values"].flatten(1).float().mean(1).tolist() == [0, 60, 120]
+
+    def test_nothing_readable(self, tmp_path, processor):
+        file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
+        with pytest.raises(ValueError, match=r"none of 1 pictures could be read, .*gone\.png \(no such file\)"):
+            CachedSet(open_sources([str(file)]), processor)
+
+
+class TestBrokenCounter:
+    def test_stops_over_the_limit_after_a_while(self):
+        counter = BrokenCounter(limit=0.1, patience=100)
+        counter.add([("a.jpg", "damaged")] * 5, read=10)
+        counter.check()
+        counter.add([(f"{n}.jpg", "empty") for n in range(20)], read=70)
+        message = r"25 of 105 pictures \(23.81%\) could not be read: a.jpg \(damaged\), 0.jpg \(empty\), .* and 11 more"
+        with pytest.raises(RuntimeError, match=message + r"\. More than 10\.00% is not tolerated: mend or remove"):
+            counter.check()
+
+    def test_small_sets_are_judged_at_the_end(self):
+        counter = BrokenCounter()
+        counter.add([("a.jpg", "damaged")], read=50)
+        counter.check()
+        with pytest.raises(RuntimeError, match=r"1 of 51 pictures"):
+            counter.check(final=True)
+
+    def test_few_broken_pictures_are_tolerated(self):
+        counter = BrokenCounter()
+        counter.add([("a.jpg", "damaged")], read=9999)
+        counter.check(final=True)
+        assert counter.report() == "1 of 10,000 pictures (0.01%) could not be read: a.jpg (damaged)"
+
+    def test_nothing_seen(self):
+        counter = BrokenCounter()
+        counter.check(final=True)
+        assert counter.report() == "all of 0 pictures could be read"

@@ -1,0 +1,209 @@
+import gzip
+import json
+import pickle
+import warnings
+
+import pytest
+
+from albef.data.pictures import open_picture
+from albef.data.sources import expand, open_sources
+from tests.data.conftest import picture, write_json, write_tar
+
+RED = picture((255, 0, 0))
+
+
+def texts(source):
+    return [(record.image_id, record.captions) for record in source]
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+class TestJson:
+    def test_records(self, tmp_path):
+        (tmp_path / "pictures").mkdir()
+        (tmp_path / "pictures" / "a.png").write_bytes(RED)
+        file = write_json(
+            tmp_path / "list.json",
+            [
+                {"image": "pictures/a.png", "caption": "one", "extra": 1},
+                {"image": "b.png", "caption": ["two", "🐕 كلب"], "image_id": 7, "category": "animal"},
+                {"image": "/far/c.png", "caption": "half \ud83d", "image_id": "seven"},
+            ],
+        )
+        source = open_sources([str(file)])
+        assert texts(source) == [
+            ("pictures/a.png", ["one"]), ("7", ["two", "🐕 كلب"]), ("seven", ["half \ud83d"])]  # fmt: skip
+        assert open_picture(source[0].picture).size == (12, 8)
+        assert source[1].picture == tmp_path / "b.png"
+        assert source[1].category == "animal"
+        assert str(source[2].picture) == source[2].name == "/far/c.png"
+
+    def test_image_root(self, tmp_path):
+        file = write_json(tmp_path / "list.json", [{"image": "a.png", "caption": "x"}])
+        record = open_sources([str(file)], image_root="/photos")[0]
+        assert (str(record.picture), record.image_id) == ("/photos/a.png", "a.png")
+
+    def test_paths_as_they_are_when_only_those_exist(self, tmp_path, monkeypatch):
+        (tmp_path / "lists").mkdir()
+        (tmp_path / "a.png").write_bytes(RED)
+        file = write_json(tmp_path / "lists" / "list.json", [{"image": "a.png", "caption": "x"}])
+        monkeypatch.chdir(tmp_path)
+        assert open_picture(open_sources([str(file)])[0].picture).size == (12, 8)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"images": []}, r"list\.json: expected a list of records, got an object; for example \[\{"),
+            ([], r"expected a list of records, got an empty list"),
+            ([{"image": "a", "caption": "b"}, "c"], r'record 1: expected an object, got a string: "c"; a right record'),
+            ([{"caption": "b"}], r'record 0: expected "image" to be a path, got nothing: null'),
+            ([{"image": "a", "text": "b"}], r'record 0: expected "caption" to be a string or a list of strings, got n'),
+            ([{"image": "a", "caption": []}], r'"caption" to be a string or a list of strings, got a list: \[\]'),
+            ([{"image": "a", "caption": ["b", 3]}], r'got a list: \["b", 3\]; a right record: \{"image": "train'),
+            ([{"image": "a", "caption": "b", "image_id": [1]}], r'"image_id" to be a string or a number, got a list'),
+            ([{"image": "a", "caption": "b", "category": 3}], r'"category" to be a string, got a number: 3'),
+        ],
+    )
+    def test_wrong_shape(self, tmp_path, content, message):
+        file = write_json(tmp_path / "list.json", content)
+        with pytest.raises(ValueError, match=message):
+            open_sources([str(file)])
+
+    def test_no_json(self, tmp_path):
+        (tmp_path / "list.json").write_text('[{"image": "a"')
+        with pytest.raises(ValueError, match=r"list\.json: not valid JSON \(.*line 1.*\); one list of records"):
+            open_sources([str(tmp_path / "list.json")])
+
+
+class TestTar:
+    def test_layouts_of_a_sample(self, tmp_path):
+        members = {
+            "a/0.png": RED, "a/0.txt": "ein Café\n".encode(),
+            "a/1.JPG": picture((0, 255, 0), kind="JPEG"), "a/1.json": b'{"caption": "green", "category": "colour"}',
+            "2.webp": picture((0, 0, 255), kind="WEBP"), "2.json": b'{"caption": ["blue", "", null]}', "2.txt": b"no",
+            "3.txt": b"text first", "3.json": b'{"caption": null}', "3.png": RED,
+            "5.png": RED, "5.json": b"[]",
+        }  # fmt: skip
+        source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
+        assert texts(source) == [
+            ("a/0", ["ein Café"]), ("a/1", ["green"]), ("2", ["blue"]), ("3", ["text first"]), ("5", [])]  # fmt: skip
+        assert source[0].name == f"{tmp_path}/x.tar:a/0"
+        assert [record.category for record in source] == [None, "colour", None, None, None]
+        colours = [open_picture(record.picture).getpixel((5, 5)) for record in source]
+        assert [max(range(3), key=colour.__getitem__) for colour in colours] == [0, 1, 2, 0, 0]
+
+    def test_incomplete_samples_are_left_out_with_a_warning(self, tmp_path):
+        members = {"0.png": RED, "1.txt": b"x", "2.png": RED, "2.txt": b"y", "3.json": b"{}", "notes": b""}
+        with pytest.warns(UserWarning, match=r"x\.tar: left out 3 samples without a picture and 1 without a caption"):
+            source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
+        assert texts(source) == [("2", ["y"])]
+
+    def test_patterns_in_order_and_equal_keys(self, tmp_path):
+        for number in range(12):
+            write_tar(tmp_path / f"{number:05d}.tar", {"k.png": RED, "k.txt": str(number).encode()})
+        source = open_sources([f"{tmp_path}/{{00010..00011}}.tar", f"{tmp_path}/0000[0-1].tar"])
+        assert texts(source) == [("k", ["10"]), ("k", ["11"]), ("k", ["0"]), ("k", ["1"])]
+        found = expand(f"{tmp_path}/000{{1,0}}{{0..1}}.tar")
+        assert [path.stem for path in found] == ["00010", "00011", "00000", "00001"]
+
+    @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz"])
+    def test_compressed_shards(self, tmp_path, name):
+        source = open_sources([str(write_tar(tmp_path / name, {"k.png": RED, "k.txt": b"red"}, "w:gz"))])
+        assert source[0].picture == RED
+        assert pickle.loads(pickle.dumps(source))[0] == source[0]
+
+    def test_long_names_and_many_samples_stay_small(self, tmp_path):
+        members = {}
+        for number in range(2000):
+            members[f"{'deep/' * 30}{number:06d}.png"] = b"p%d" % number
+            members[f"{'deep/' * 30}{number:06d}.txt"] = b"t%d" % number
+        source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
+        assert source[1999].captions == ["t1999"]
+        assert source[1999].picture == b"p1999"
+        assert len(pickle.dumps(source)) < 2000 * 250
+
+    def test_damaged_texts_are_errors_that_name_the_sample(self, tmp_path):
+        members = {"0.png": RED, "0.json": b'{"caption"', "1.png": RED, "1.txt": b"caf\xe9"}
+        source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
+        with pytest.raises(ValueError, match=r"x\.tar:0: its JSON is damaged"):
+            source[0]
+        with pytest.raises(ValueError, match=r"x\.tar:1: its caption is not UTF-8 .*; convert it"):
+            source[1]
+
+    @pytest.mark.parametrize(("name", "damage"), [("x.tar", bytes), ("x.tgz", gzip.compress), ("y.tgz", bytes)])
+    def test_damaged_shards(self, tmp_path, name, damage):
+        whole = write_tar(tmp_path / "whole.tar", {"k.png": RED * 20, "k.txt": b"red"}).read_bytes()
+        (tmp_path / name).write_bytes(damage(whole[:1300]))
+        with pytest.raises(ValueError, match=rf"{name}: not a whole tar file .*; fetch it again or leave it out"):
+            open_sources([str(tmp_path / name)])
+
+    def test_no_samples(self, tmp_path):
+        file = write_tar(tmp_path / "x.tar", {"readme": b""})
+        with pytest.raises(ValueError, match=r"x\.tar: no sample has picture and caption; KEY\.jpg with KEY\.txt"):
+            open_sources([str(file)])
+
+
+class TestFolder:
+    def test_pictures_with_texts_beside_them(self, tmp_path):
+        (tmp_path / "sub").mkdir()
+        for name, text in (("b", "one\n\n two \n"), ("sub/a.x", "كلب"), ("c", " \n")):
+            (tmp_path / f"{name}.PNG").write_bytes(RED)
+            (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8-sig")
+        (tmp_path / "alone.jpg").write_bytes(RED)
+        with pytest.warns(UserWarning, match="left out 0 samples without a picture and 1 without a caption"):
+            source = open_sources([str(tmp_path)])
+        assert texts(source) == [("b.PNG", ["one", "two"]), ("c.PNG", []), ("sub/a.x.PNG", ["كلب"])]
+        assert open_picture(source[2].picture).size == (12, 8)
+
+    def test_no_captions(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(RED)
+        with pytest.raises(ValueError, match=r"1 pictures, none with a caption file of the same name; put KEY\.txt"):
+            open_sources([str(tmp_path)])
+
+    def test_folder_of_shards(self, tmp_path):
+        write_tar(tmp_path / "0.tar", {"k.png": RED, "k.txt": b"red"})
+        with pytest.raises(ValueError, match=rf"it has 1 shards: write {tmp_path}/\*\.tar"):
+            open_sources([str(tmp_path)])
+
+
+class TestOpening:
+    def test_sources_of_different_kinds_follow_each_other(self, tmp_path, colours):
+        tar = write_tar(tmp_path / "x.tar", {"k.png": RED, "k.txt": b"red"})
+        source = open_sources([str(tar), str(colours), str(tar), str(tar)])
+        assert len(source) == 15
+        assert [source[i].captions[0] for i in (0, 1, 12, 13, 14)] == ["red", "A dog 0.", "A dog 11.", "red", "red"]
+        for index in (15, -1):
+            with pytest.raises(IndexError, match=f"record {index} of a source of 15"):
+                source[index]
+
+    def test_missing_path_names_the_nearest(self, tmp_path, colours):
+        with pytest.raises(FileNotFoundError, match=r"lists\.json: no such file or folder; nearest in .*: list\.json"):
+            open_sources([str(tmp_path / "lists.json")])
+        with pytest.raises(FileNotFoundError, match=r"nearest in .*: 00\.png, 01\.png, 02\.png"):
+            open_sources([str(tmp_path / "folder" / "*.tar")])
+
+    def test_nothing(self):
+        with pytest.raises(ValueError, match="no data: the list of paths is empty"):
+            open_sources([])
+
+    def test_names_that_look_like_patterns(self, tmp_path):
+        for name in ("a{0..1}.tar", "b[0].tar"):
+            write_tar(tmp_path / name, {"k.png": RED, "k.txt": b"red"})
+            assert len(open_sources([str(tmp_path / name)])) == 1
+
+    def test_wrong_kinds(self, tmp_path):
+        (tmp_path / "a.csv").touch()
+        with pytest.raises(ValueError, match=r"a\.csv: unknown kind of data; give a \.json list"):
+            open_sources([str(tmp_path / "a.csv")])
+        with pytest.raises(TypeError, match=r"wants a list of paths, got the string 'a\.json'; write \[path\]"):
+            open_sources("a.json")
+
+    def test_json_lists_stay_small(self, tmp_path):
+        records = [{"image": f"{n}.jpg", "caption": "a dog runs in the snow"} for n in range(1000)]
+        source = open_sources([str(write_json(tmp_path / "list.json", records))])
+        assert len(pickle.dumps(source)) < 2 * len(json.dumps(records))
