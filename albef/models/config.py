@@ -1,0 +1,114 @@
+"""The numbers that define a network, and three presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AlbefConfig:
+    """Sizes of the image encoder, the text encoder and the fusion encoder.
+
+    The defaults are those of the paper (§3.1, §3.4): ViT-B/16 at 256 px, BERT-base cut after its sixth layer.
+
+    `image_size` is (height, width) in pixels. `init_std` is the standard deviation of the original's initialisation
+    (0.02, made for width 768); None scales it with the width, which narrow networks need in order to learn at all.
+    """
+
+    image_size: tuple[int, int] = (256, 256)
+    patch_size: int = 16
+    vision_width: int = 768
+    vision_layers: int = 12
+    vision_heads: int = 12
+    text_width: int = 768
+    text_layers: int = 6
+    fusion_layers: int = 6
+    text_heads: int = 12
+    text_intermediate: int = 3072
+    vocab_size: int = 30522
+    max_positions: int = 512
+    embed_dim: int = 256
+    dropout: float = 0.1
+    init_std: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        object.__setattr__(self, "image_size", (height, width))  # a list in JSON
+        for side in (height, width):
+            if side % self.patch_size:
+                raise ValueError(
+                    f"image_size {height} x {width} is not a multiple of patch_size {self.patch_size}; "
+                    f"the nearest that fits is {round(side / self.patch_size) * self.patch_size} for {side}"
+                )
+        for name in ("vision", "text"):
+            width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
+            if width % heads:
+                raise ValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+
+    def at_size(self, image_size: int | tuple[int, int]) -> AlbefConfig:
+        """The same network for pictures of `image_size` pixels (height and width, or one number for a square)."""
+        return replace(self, image_size=(image_size, image_size) if isinstance(image_size, int) else image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one picture: the patches and the class token in front of them."""
+        return self.grid[0] * self.grid[1] + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model_type": "albef", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AlbefConfig:
+        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+
+
+_TINY = AlbefConfig(
+    image_size=(32, 32),
+    patch_size=8,
+    vision_width=128,
+    vision_layers=3,
+    vision_heads=4,
+    text_width=128,
+    text_layers=2,
+    fusion_layers=1,
+    text_heads=4,
+    text_intermediate=512,
+    vocab_size=2500,
+    max_positions=64,
+    embed_dim=128,
+    dropout=0.0,
+    init_std=None,
+)
+
+PRESETS = {
+    "base": AlbefConfig(),
+    "small": replace(
+        _TINY,
+        image_size=(128, 128),
+        patch_size=16,
+        vision_width=256,
+        vision_layers=6,
+        vision_heads=8,
+        text_width=256,
+        text_layers=3,
+        fusion_layers=3,
+        text_heads=8,
+        text_intermediate=1024,
+        vocab_size=8000,
+        dropout=0.1,
+    ),
+    "tiny": _TINY,
+}
+
+
+def preset(name: str) -> AlbefConfig:
+    """The configuration called `base` (the paper's), `small` or `tiny`."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,59 @@
+"""Heat maps of words against the maps of the official grounding script and notebook."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from albef.models.albef import AlbefModel
+from albef.tasks.grounding import word_maps
+from tests.parity import golden
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    record, tensors = golden.json_of("gradcam"), golden.tensors_of("gradcam")
+    model = golden.model(record["checkpoint"].removesuffix(".pth"))
+    images = golden.images("downstream", record["image_index"])
+    return model, images, tensors["input_ids"], tensors["attention_mask"], tensors
+
+
+def blocks():
+    found = (re.fullmatch(r"itm_block(\d+)\.cam", name) for name in golden.tensors_of("gradcam"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+@pytest.mark.parametrize("block", blocks())
+def test_map_of_the_whole_text(pairs, block):
+    model, images, ids, mask, tensors = pairs
+    maps = word_maps(model, images, ids, mask, layer=block - model.config.text_layers)
+    golden.close(maps.mean(1), tensors[f"itm_block{block}.cam"], atol=1e-6, rtol=1e-3)
+
+
+def test_map_of_every_word(pairs):
+    model, images, ids, mask, tensors = pairs
+    wanted = tensors["notebook.per_token_cam"]
+    words = slice(0, len(wanted))  # the notebook's single text isn't padded
+    maps = word_maps(model, images[:1], ids[:1, words], mask[:1, words], layer=0)
+    golden.close(maps[0], wanted, atol=1e-6, rtol=1e-3)
+    padded = word_maps(model.requires_grad_(False), images, ids, mask, layer=0)
+    golden.close(padded[0, words], wanted, atol=1e-6, rtol=1e-3)
+    assert not padded[~mask.bool()].any()
+
+
+def test_rectangular_pictures(pairs):
+    model, images, ids, mask, _ = pairs
+    height, width = model.config.image_size
+    wide = AlbefModel(replace(model.config, image_size=(height, width - model.config.patch_size))).eval()
+    rows, columns = wide.config.grid
+    maps = word_maps(wide, images[..., : -model.config.patch_size], ids, mask)
+    assert maps.shape == (*ids.shape, rows, columns) and rows == columns + 1
+    assert torch.isfinite(maps).all() and (maps >= 0).all()
+
+
+@pytest.mark.parametrize("layer", [99, -99])
+def test_a_layer_that_is_not_there(pairs, layer):
+    model, images, ids, mask, _ = pairs
+    with pytest.raises(ValueError, match=f"layer {layer} doesn't exist; the fusion layers are 0 to"):
+        word_maps(model, images, ids, mask, layer)
