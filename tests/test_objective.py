@@ -1,0 +1,243 @@
+"""The objective: what it draws, what it never draws, and the inputs that break the original."""
+
+import pytest
+import torch
+
+from albef.models.albef import AlbefModel
+from albef.objectives import losses
+from albef.objectives.momentum import FeatureQueue, MomentumTeacher
+from albef.objectives.pretrain import PretrainObjective
+from tests.worlds import TINY
+
+
+def make_objective(**options):
+    torch.manual_seed(0)
+    return PretrainObjective(AlbefModel(TINY), queue_size=10, momentum=0.9, mask_id=4, cls_id=2, **options).train()
+
+
+def make_batch(size=4, image_id=None, text_id=None, words=6):
+    torch.manual_seed(size)
+    ids = torch.randint(5, 120, (size, words))
+    ids[:, 0] = 2
+    return {
+        "pixel_values": torch.randn(size, 3, 32, 32),
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "image_id": torch.arange(size) if image_id is None else torch.tensor(image_id),
+        "text_id": torch.arange(size) + 100 if text_id is None else torch.tensor(text_id),
+    }
+
+
+def learn(objective, batch, alpha=0.4, **options):
+    found = objective(batch, alpha, **options)
+    sum(found.values()).backward()
+    assert all(torch.isfinite(value) for value in found.values())
+    assert all(torch.isfinite(p.grad).all() for p in objective.model.parameters() if p.grad is not None)
+    return found
+
+
+def test_three_losses_start_near_guessing():
+    found = learn(make_objective(), make_batch(8), alpha=0.0)
+    assert list(found) == ["itc", "itm", "mlm"]
+    assert 0.3 < found["itm"] < 1.5 and 2 < found["mlm"] < 8
+
+
+def test_alignment_alone():
+    objective = make_objective()
+    assert list(learn(objective, make_batch(), fuse=False)) == ["itc"]
+    assert all(p.grad is None for p in objective.model.fusion_encoder.parameters())
+
+
+def test_teacher_follows_and_learns_nothing_itself():
+    objective = make_objective()
+    with torch.no_grad():
+        objective.model.itm_head.bias.add_(1.0)
+    learn(objective, make_batch())
+    expected = objective.model.itm_head.bias - 0.9  # 0.9 * old + 0.1 * (old + 1)
+    torch.testing.assert_close(objective.teacher.model.itm_head.bias, expected)
+    assert all(p.grad is None and not p.requires_grad for p in objective.teacher.parameters())
+
+
+def test_teacher_drops_nothing_unless_asked():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    assert not MomentumTeacher(model, 0.9).train().model[1].training
+    assert MomentumTeacher(model, 0.9, dropout=True).train().model[1].training
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 23])
+def test_queue_of_any_size_with_any_batch(size):
+    queue, features = FeatureQueue(size, 4), torch.randn(40, 4)
+    pushed = 0
+    for batch in (4, 3, 8, 1, 8):
+        rows, ids = features[pushed : pushed + batch], torch.arange(pushed, pushed + batch)
+        queue.push(rows, -rows, ids, ids + 100)
+        pushed += batch
+    kept = range(max(0, pushed - size), pushed)
+    assert sorted(queue.image_id[queue.image_id >= 0].tolist()) == list(kept)
+    for place, row in enumerate(queue.image_id.tolist()):
+        if row >= 0:
+            torch.testing.assert_close(queue.image_queue[place], features[row])
+            torch.testing.assert_close(queue.text_queue[place], -features[row])
+            assert queue.text_id[place] == row + 100
+    assert queue.pointer == pushed % size
+
+
+def test_queues_start_equal_everywhere():
+    torch.manual_seed(1)
+    first = FeatureQueue(5, 4)
+    torch.manual_seed(2)
+    torch.testing.assert_close(first.image_queue, FeatureQueue(5, 4).image_queue, atol=0, rtol=0)
+
+
+def test_batches_larger_than_the_queue_train():
+    objective = make_objective()
+    for size in (4, 3, 16):
+        learn(objective, make_batch(size))
+
+
+@pytest.mark.parametrize(
+    ("image_id", "text_id"),
+    [([7, 7, 8, 9], None), (None, [5, 6, 6, 6]), ([7, 7, 8, 8], [1, 2, 2, 3])],
+)
+def test_same_picture_or_caption_is_never_a_negative(image_id, text_id):
+    objective, batch = make_objective(), make_batch(4, image_id, text_id)
+    related = batch["image_id"][:, None] == batch["image_id"]
+    related |= batch["text_id"][:, None] == batch["text_id"]
+    drawn = []
+    original = objective.draw_negatives
+
+    def spy(*arguments):
+        drawn.append(original(*arguments))
+        return drawn[-1]
+
+    objective.draw_negatives = spy
+    for _ in range(10):
+        learn(objective, batch)
+    for image_n, text_n in drawn:
+        for row in range(4):
+            for negative in (image_n[row], text_n[row]):
+                assert negative == -1 or not related[row, negative]
+        assert (image_n[:, 0] == -1).tolist() == related.all(1).tolist()
+
+
+def test_itc_does_not_punish_the_same_picture():
+    positives = torch.tensor([[True, True, False]])
+    targets = losses.contrastive_targets(positives, torch.zeros(1, 3), alpha=0.0)
+    assert targets.tolist() == [[0.5, 0.5, 0.0]]
+    official = losses.contrastive_targets(torch.tensor([[True, False, False]]), torch.zeros(1, 3), alpha=0.3)
+    torch.testing.assert_close(official, torch.tensor([[0.8, 0.1, 0.1]]))
+
+
+def test_queued_twins_are_positives_too():
+    objective, batch = make_objective(), make_batch(3)
+    objective(batch, 0.0)
+    seen = []
+    original = losses.contrastive_targets
+    try:
+        import albef.objectives.pretrain as module
+
+        module.contrastive_targets = lambda same, *rest: seen.append(same) or original(same, *rest)
+        objective(batch, 0.0)
+    finally:
+        module.contrastive_targets = original
+    assert seen[0][:, :3].equal(torch.eye(3, dtype=torch.bool))
+    assert seen[0][:, 3:6].equal(torch.eye(3, dtype=torch.bool)), "the same pairs, pushed in the step before"
+
+
+def test_official_behaviour_is_reachable():
+    objective, batch = make_objective(official=True), make_batch(3, [1, 1, 1], [2, 2, 2])
+    drawn = []
+    original = objective.draw_negatives
+    objective.draw_negatives = lambda *arguments: drawn.append(original(*arguments)) or drawn[-1]
+    learn(objective, batch)
+    assert all((row >= 0).all() for row in drawn[0])
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_tiny_batches_do_not_crash(size, official):
+    learn(make_objective(official=official), make_batch(size))
+
+
+def test_batch_of_one_picture_does_not_crash():
+    found = learn(make_objective(), make_batch(4, image_id=[3, 3, 3, 3]))
+    assert found["itm"] > 0, "the true pairs are still learnt from"
+
+
+def test_saturated_softmax_still_draws():
+    logits = torch.full((4, 4), -1e4) + torch.eye(4) * 2e4
+    drawn = losses.draw_negatives(logits, torch.eye(4, dtype=torch.bool), count=5)
+    assert all(0 <= column < 4 and column != row for row, columns in enumerate(drawn.tolist()) for column in columns)
+
+
+def test_hard_negatives_are_drawn_more_often():
+    torch.manual_seed(0)
+    logits = torch.tensor([[9.0, 2.0, 0.0, 0.0]]).expand(4000, 4)
+    positives = torch.tensor([[True, False, False, False]]).expand(4000, 4)
+    share = losses.draw_negatives(logits, positives).flatten().bincount(minlength=4) / 4000
+    expected = torch.tensor([0.0, *torch.tensor([2.0, 0.0, 0.0]).softmax(0)])
+    torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
+
+
+def matching(positive, negative, drawn):
+    weights = losses.matching_weights(len(positive), torch.tensor(drawn))
+    return losses.matching_loss(torch.cat([positive, negative]), len(positive), weights, weights.sum())
+
+
+def test_matching_loss_is_the_papers_mean_with_one_negative_each():
+    torch.manual_seed(0)
+    positive, negative = torch.randn(3, 2), torch.randn(6, 2)
+    labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0])
+    plain = torch.nn.functional.cross_entropy(torch.cat([positive, negative]), labels)
+    torch.testing.assert_close(matching(positive, negative, [0] * 6), plain)
+    torch.testing.assert_close(matching(positive, negative.repeat(2, 1), [0] * 12), plain)  # they share a weight
+
+
+def test_rows_without_a_negative_count_nothing():
+    positive, negative = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [9.0, 0.0]] * 2)
+    expected = (2 * torch.tensor(2.0).log() + 2 * torch.log1p(torch.tensor(-9.0).exp())) / 4
+    torch.testing.assert_close(matching(positive, negative, [-1, 1, -1, 1]), expected)
+
+
+def test_several_negatives_train():
+    learn(make_objective(itm_negatives=5), make_batch())
+
+
+def test_nothing_masked_gives_zero():
+    found = learn(make_objective(mlm_probability=0.0), make_batch())
+    assert found["mlm"] == 0
+
+
+def test_captions_of_one_token_train():
+    learn(make_objective(), make_batch(words=1))
+
+
+def test_masking_follows_berts_shares():
+    torch.manual_seed(0)
+    ids = torch.full((400, 50), 50)
+    ids[:, 0] = 2
+    mask = torch.ones_like(ids)
+    mask[:, 40:] = 0
+    masked, labels = losses.mask_words(ids, mask, 0.15, mask_id=4, cls_id=2, vocab_size=1000)
+    chosen = labels >= 0
+    assert not chosen[:, 0].any() and not chosen[:, 40:].any()
+    assert chosen[:, 1:40].float().mean().item() == pytest.approx(0.15, abs=0.01)
+    became_mask = (masked[chosen] == 4).float().mean().item()
+    stayed = (masked[chosen] == 50).float().mean().item()
+    assert became_mask == pytest.approx(0.8, abs=0.02) and stayed == pytest.approx(0.1, abs=0.02)
+    assert (masked[~chosen] == ids[~chosen]).all() and (labels[chosen] == 50).all()
+
+
+def test_masked_word_loss_by_hand():
+    logits = torch.tensor([[0.0, 0.0]])
+    teacher = torch.tensor([[100.0, 0.0]])
+    loss = losses.masked_word_loss(logits, torch.tensor([1]), teacher, 0.4, torch.tensor(2.0))
+    assert loss.item() == pytest.approx(0.5 * torch.log(torch.tensor(2.0)).item())
+
+
+def test_temperature_stays_in_its_range():
+    objective = make_objective()
+    for start, kept in ((0.9, 0.5), (1e-5, 0.001)):
+        objective.model.temp.data.fill_(start)
+        learn(objective, make_batch())
+        assert objective.model.temp.item() == pytest.approx(kept)
