@@ -1,0 +1,3 @@
+from albef.cli import main
+
+main()

@@ -1,0 +1,287 @@
+"""The loop: going on exactly, stopping cleanly, and saying what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from albef.engine import checkpoint
+from albef.engine.train import Interrupted, prepare_folder, train
+from albef.recipe import Data, Recipe
+from albef.tasks import make_task
+from albef.tasks.pretrain import Pretrain
+from tests.worlds import make_world, tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def world(tmp_path):
+    return make_world(tmp_path / "world")
+
+
+def run(recipe, folder, task=None):
+    folder.mkdir(exist_ok=True)
+    task = task or make_task(recipe)
+    return task, train(task, recipe, folder, CPU)
+
+
+def state(folder):
+    return torch.load(folder / checkpoint.NAME, weights_only=True)["objective"]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def steps(folder):
+    """Steps of the lines with losses."""
+    return [line["step"] for line in lines(folder) if "evaluation" not in line]
+
+
+class StopAt(Pretrain):
+    """Sends itself a signal in the middle of a step."""
+
+    def __init__(self, recipe, step, number):
+        super().__init__(recipe)
+        self.stop_step, self.number = step, number
+
+    def losses(self, objective, batch, step, progress):
+        if step == self.stop_step:
+            os.kill(os.getpid(), self.number)
+        return super().losses(objective, batch, step, progress)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("augment", ["affine", "randaugment"])
+def test_an_interrupted_run_gives_the_same_weights(world, tmp_path, number, augment):
+    data = replace(tiny_recipe(world).data, augment=augment, workers=0)
+    recipe = replace(tiny_recipe(world), data=replace(data, colour=0.5, zoom=(0.5, 1.0)), evaluate_steps=4)
+    _, whole = run(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted, match=r"stopped at step 6 of 10.*albef train --resume"):
+        run(recipe, tmp_path / "parts", StopAt(recipe, 5, number))
+    assert len(lines(tmp_path / "parts")) < len(lines(tmp_path / "whole"))
+    _, parts = run(recipe, tmp_path / "parts")
+    assert parts == whole
+    for name, value in state(tmp_path / "whole").items():
+        assert torch.equal(value, state(tmp_path / "parts")[name]), name
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(world, tmp_path):
+    recipe = replace(tiny_recipe(world), save_steps=4)
+    run(recipe, tmp_path / "whole")
+
+    class Crash(Pretrain):
+        def losses(self, objective, batch, step, progress):
+            if step == 6:
+                raise MemoryError
+            return super().losses(objective, batch, step, progress)
+
+    with pytest.raises(MemoryError):
+        run(recipe, tmp_path / "parts", Crash(recipe))
+    assert lines(tmp_path / "parts")[-1]["step"] == 6
+    run(recipe, tmp_path / "parts")
+    assert steps(tmp_path / "parts") == list(range(1, 11))
+    for name, value in state(tmp_path / "whole").items():
+        assert torch.equal(value, state(tmp_path / "parts")[name]), name
+
+
+def test_a_finished_run_is_not_done_again(world, tmp_path):
+    recipe = tiny_recipe(world)
+    run(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / checkpoint.NAME).stat().st_mtime_ns
+    _, figures = run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / checkpoint.NAME).stat().st_mtime_ns == before
+    assert figures["itm"]["img_r10"] >= 0
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, {"step": 1})
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(tmp_path, {"step": 2})
+    assert checkpoint.load(tmp_path) == {"step": 1}
+
+
+def test_a_damaged_checkpoint_says_so(tmp_path):
+    (tmp_path / checkpoint.NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"can't be read.*delete it"):
+        checkpoint.load(tmp_path)
+
+
+def test_learning_lowers_the_losses_and_finds_pictures(world, tmp_path):
+    recipe = replace(
+        tiny_recipe(make_world(tmp_path / "more", copies=1)), batch_size=16, steps=120, log_steps=20, k_test=16
+    )
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=3e-3))
+    _, figures = run(recipe, tmp_path / "run")
+    log = [line for line in lines(tmp_path / "run") if "itc" in line]
+    assert log[-1]["itc"] < 0.7 * log[0]["itc"]
+    assert figures["itc"]["img_r1"] >= 50, figures  # chance: 6
+
+
+def test_alignment_first_then_fusion(world, tmp_path):
+    recipe = tiny_recipe(world)
+    recipe = replace(recipe, pretraining=replace(recipe.pretraining, align_first=0.5))
+    run(recipe, tmp_path / "run")
+    joined = ["itm" in line for line in lines(tmp_path / "run")]
+    assert joined[:10] == [False] * 5 + [True] * 5
+
+
+def test_without_itc(world, tmp_path):
+    recipe = tiny_recipe(world)
+    recipe = replace(recipe, pretraining=replace(recipe.pretraining, itc=False))
+    run(recipe, tmp_path / "run")
+    assert "itc" not in lines(tmp_path / "run")[0] and "itm" in lines(tmp_path / "run")[0]
+
+
+def test_time_limit_ends_the_run(world, tmp_path):
+    run(replace(tiny_recipe(world), steps=100_000, max_seconds=1.0), tmp_path / "run")
+    last = lines(tmp_path / "run")[-2]
+    assert 0.9 < last["seconds"] < 3 and last["lr"] < 1e-4
+
+
+def test_bfloat16_stays_close(world, tmp_path):
+    finals = []
+    for precision in ("float32", "bfloat16"):
+        run(replace(tiny_recipe(world), precision=precision), tmp_path / precision)
+        finals.append(lines(tmp_path / precision)[5])
+    for name in ("itc", "itm", "mlm"):
+        assert finals[1][name] == pytest.approx(finals[0][name], rel=0.05)
+
+
+def test_continuing_from_a_saved_model(world, tmp_path):
+    run(tiny_recipe(world), tmp_path / "first")
+    recipe = replace(tiny_recipe(world), init=str(tmp_path / "first" / "model"))
+    recipe = replace(recipe, model=replace(recipe.model, image_size=(32, 64)))
+    task = make_task(recipe)
+    assert task.objective.model.config.image_size == (32, 64) == task.processor.image_size
+    run(recipe, tmp_path / "second", task)
+
+
+def test_another_recipe_in_the_folder_is_an_error(world, tmp_path):
+    recipe = tiny_recipe(world)
+    prepare_folder(recipe, tmp_path / "run")
+    prepare_folder(recipe, tmp_path / "run")
+    other = replace(recipe, seed=1, optim=replace(recipe.optim, lr=0.5))
+    with pytest.raises(ValueError, match=r"different: optim.lr, seed.*another --out"):
+        prepare_folder(other, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path):
+    class Broken(Pretrain):
+        def losses(self, *arguments):
+            return {name: loss * float("nan") for name, loss in super().losses(*arguments).items()}
+
+    recipe = tiny_recipe(world)
+    with pytest.raises(FloatingPointError, match="step 1: a loss is not a number"):
+        run(recipe, tmp_path / "run", Broken(recipe))
+
+
+@pytest.mark.parametrize("augment", ["affine", "randaugment"])
+def test_broken_pictures_over_the_limit_stop_the_run(world, tmp_path, augment):
+    for name in ("red-left-0.png", "blue-top-1.png"):
+        (world.parent / name).write_bytes(b"")
+    recipe = tiny_recipe(world)
+    recipe = replace(recipe, data=replace(recipe.data, augment=augment, workers=0, validation=()), steps=20)
+    with pytest.raises(RuntimeError, match=r"could not be read.*(red-left-0|blue-top-1)\.png"):
+        run(recipe, tmp_path / "run")
+
+
+def test_broken_pictures_under_the_limit_are_counted(world, tmp_path, capfd):
+    (world.parent / "red-left-0.png").write_bytes(b"")
+    recipe = tiny_recipe(world)
+    data = replace(recipe.data, augment="randaugment", workers=0, validation=(), broken_limit=0.2)
+    run(replace(recipe, data=data), tmp_path / "run")
+    assert lines(tmp_path / "run")[-1]["broken"] >= 1
+    assert "red-left-0.png" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"batch_size": 1000}, "batch_size 1000"),
+        ({"data": Data()}, "data.train is empty"),
+        ({"steps": 0}, "set `steps` or `epochs`"),
+    ],
+)
+def test_impossible_recipes_say_what_to_change(world, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        run(replace(tiny_recipe(world), **changes), tmp_path / "run")
+
+
+def test_recipes_are_saved_and_read(world, tmp_path):
+    recipe = tiny_recipe(world)
+    recipe.save(tmp_path / "recipe.json")
+    assert Recipe.load(tmp_path / "recipe.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (("stepz",), "unknown recipe field stepz; did you mean steps?"),
+        (("optim", "learning_rat"), "unknown recipe field optim.learning_rat; the fields are lr"),
+        (("data", "trian"), "did you mean data.train?"),
+    ],
+)
+def test_unknown_fields_of_a_recipe_file(world, tmp_path, path, said):
+    tiny_recipe(world).save(tmp_path / "recipe.json")
+    values = json.loads((tmp_path / "recipe.json").read_text())
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = 1
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+        Recipe.load(tmp_path / "recipe.json")
+
+
+def albef(*arguments, **options):
+    command = [sys.executable, "-m", "albef", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], **options)
+
+
+def test_command_line_trains_resumes_and_evaluates(world, tmp_path):
+    tiny_recipe(world).save(tmp_path / "tiny.json")
+    done = albef("train", tmp_path / "tiny.json", "--steps", 3, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "text->picture" in done.stdout and "ETA" in done.stderr
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["steps"] == 3
+    again = albef("train", "--resume", tmp_path / "run")
+    assert again.returncode == 0 and "step" not in again.stdout, again.stderr
+    found = albef("evaluate", tmp_path / "run" / "model", "--data", world, "--k", 4, "--json", tmp_path / "f.json")
+    assert found.returncode == 0, found.stderr
+    assert set(json.loads((tmp_path / "f.json").read_text())) == {"itc", "itm", "sum"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "pretrain-tinny"], "did you mean pretrain-tiny?"),
+        (["train"], "which recipe?"),
+        (["train", "--resume", "nowhere"], "no run here"),
+        (["train", "pretrain-tiny", "--stepz", "3"], "--steps"),
+        (["train", "pretrain-tiny"], "data.train is empty"),
+        (["train", "pretrain-tiny", "--data.train", "absent.json"], "absent.json"),
+        (["evaluate", "nowhere", "--data", "absent.json"], "absent.json"),
+        (["convert", "absent.pth", "--out", "x"], "absent.pth"),
+        (["recipes", "pretrain-15m"], "did you mean pretrain-14m?"),
+    ],
+)
+def test_command_line_errors_name_the_remedy(arguments, said, tmp_path):
+    done = albef(*arguments, *(["--out", tmp_path / "run"] if arguments[:2] == ["train", "pretrain-tiny"] else []))
+    assert done.returncode != 0 and said in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
