@@ -1,0 +1,96 @@
+"""The drawing style that no training saw, as a saved model sees it: search, re-rank, heat maps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from albef import recipes, report
+from albef.data.loader import read_pictures
+from albef.data.pictures import open_picture
+from albef.data.processor import Processor
+from albef.data.records import Source
+from albef.data.sources import open_sources
+from albef.models.albef import AlbefModel
+from albef.tasks import grounding, retrieval
+
+Result = TypeVar("Result")
+
+
+def with_bar(what: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:
+    """What `work` returns; it is given a function to tell its progress to."""
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        bar = progress.add_task(what, total=total)
+        return work(lambda count: progress.advance(bar, count))
+
+
+@dataclass
+class UnseenStyle:
+    """The pictures that no training saw, as a saved model sees them."""
+
+    model: AlbefModel
+    processor: Processor
+    source: Source
+    gallery: retrieval.Gallery
+    names: list[str]
+    candidates: int
+    """Pictures that ITM re-ranks."""
+
+    @classmethod
+    def load(cls, folder: Path) -> UnseenStyle:
+        recipe = recipes.emoji_demo()
+        model, processor = AlbefModel.from_pretrained(folder), Processor.from_pretrained(folder)
+        source = open_sources(recipe.data.validation)
+        gallery = with_bar(
+            "encoding pictures", len(source), lambda tick: retrieval.encode(model, processor, source, 1, tick=tick)
+        )
+        names = [source[index].captions[0] for index in range(len(source))]
+        return cls(model, processor, source, gallery, names, recipe.k_test)
+
+    def picture(self, index: int) -> Image.Image:
+        return open_picture(self.source[index].picture)
+
+    @torch.no_grad()
+    def find(self, text: str, top: int) -> report.Query:
+        """The first `top` pictures for `text` by ITC, and after ITM re-ranked the candidates."""
+        states, mask, z_text = retrieval.encode_texts(self.model, self.processor, [text])
+        cosines, order = (self.gallery.z_image @ z_text[0]).topk(min(max(self.candidates, top), len(self.names)))
+        keys_values = self.model.fusion_encoder.keys_values(self.gallery.image_tokens[order])
+        rows = len(order)
+        logits = self.model.match(self.model.fuse(states.expand(rows, -1, -1), mask.expand(rows, -1), keys_values))
+        hits = [
+            report.Hit(self.picture(index), self.names[index], cosine, place, match)
+            for place, (index, cosine, match) in enumerate(
+                zip(order.tolist(), cosines.tolist(), logits.softmax(-1)[:, 1].tolist(), strict=True), 1
+            )
+        ]
+        # the paper's rule: the logit of "matched" alone gives the order
+        by_itm = [hits[place] for place in logits[:, 1].argsort(descending=True).tolist()]
+        return report.Query(text, hits[:top], by_itm[:top])
+
+    def word_maps(self, picture: str, text: str) -> report.WordMaps:
+        """Where the picture of that name shows `text`, and each of its words.
+
+        Every word is asked as a text of its own: in the last fusion layer, the only one of a tiny model, nothing but
+        the text's `[CLS]` reaches the matching score, and the words of a sentence have no maps there.
+        """
+        index = self.names.index(picture)
+        texts = [text, *text.split()]
+        _, pixels = read_pictures(self.source, [index], self.processor)
+        pixel_values = self.processor.normalise(pixels).expand(len(texts), -1, -1, -1)
+        words = self.processor.texts(texts)
+        maps = grounding.word_maps(self.model, pixel_values, words["input_ids"], words["attention_mask"]).sum(1)
+        with torch.no_grad():
+            states = self.model.encode_text(words["input_ids"], words["attention_mask"])
+            keys_values = self.model.fusion_encoder.keys_values(self.model.encode_image(pixel_values))
+            logits = self.model.match(self.model.fuse(states, words["attention_mask"], keys_values))
+        found = zip(texts, logits.softmax(-1)[:, 1].tolist(), maps.numpy(), strict=True)
+        return report.WordMaps(self.picture(index), picture, list(found))

@@ -1,0 +1,96 @@
+"""What the momentum teacher would have a run learn, beside the label it was given."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from albef import report
+from albef.data.loader import read_pictures
+from albef.data.pictures import open_picture
+from albef.data.processor import Processor, clean_caption
+from albef.data.sources import open_sources
+from albef.engine import checkpoint
+from albef.models import hub
+from albef.models.albef import AlbefModel
+from albef.recipe import Recipe
+from albef.tasks import retrieval
+
+SAMPLE = 1000
+_LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
+
+
+@torch.no_grad()
+def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
+    """The run's momentum teacher chooses, for training pictures drawn by chance, among all training captions."""
+    teacher, processor, temp = _load_teacher(folder, recipe)
+    source = open_sources(recipe.data.train)
+    captions: dict[str, list[str]] = {}
+    for index in range(len(source)):
+        record = source[index]
+        captions.setdefault(record.image_id, []).extend(map(clean_caption, record.captions))
+    texts = sorted({text for own in captions.values() for text in own})
+    _, _, z_text = retrieval.encode_texts(teacher, processor, texts)
+    draw = random.Random(recipe.seed)
+    indices = draw.sample(range(len(source)), min(SAMPLE, len(source)))
+    records, pixels = read_pictures(source, indices, processor)
+    _, z_image = retrieval.encode_images(teacher, map(processor.normalise, pixels.split(64)))
+    shares, choices = (z_image @ z_text.T / temp).softmax(-1).topk(min(4, len(texts)))
+    lessons = []
+    for index, record, share, choice in zip(indices, records, shares.tolist(), choices.tolist(), strict=True):
+        label, own = clean_caption(draw.choice(record.captions)), list(dict.fromkeys(captions[record.image_id]))
+        guesses = [(texts[i], p, _kind(texts[i], label, own)) for i, p in zip(choice, share, strict=True)]
+        lessons.append((record.category, report.Lesson(open_picture(source[index].picture), label, own, guesses)))
+    return _examples(lessons)
+
+
+def _load_teacher(folder: Path, recipe: Recipe) -> tuple[AlbefModel, Processor, Tensor]:
+    """The teacher in the run's checkpoint, the words as they were cut in training, the temperature."""
+    state = checkpoint.load(folder)
+    if state is None:
+        raise FileNotFoundError(f"{folder}: the run has no {checkpoint.NAME}; delete the folder and run the demo again")
+    model = AlbefModel.from_pretrained(folder / "model")
+    prefix, temp = "teacher.model.", model.temp.detach().clone()
+    weights = {name.removeprefix(prefix): x for name, x in state["objective"].items() if name.startswith(prefix)}
+    hub.load_strictly(model, weights, f"the teacher in {folder}")
+    return model, replace(Processor.from_pretrained(folder / "model"), max_tokens=recipe.data.max_tokens), temp
+
+
+def _kind(text: str, label: str, own: list[str]) -> report.Kind:
+    """What `text` is for a picture with the captions `own`, of which `label` was drawn."""
+    if text == label:
+        return "label"
+    if text in own:
+        return "right"
+    words = set(text.split()) - _LITTLE_WORDS
+    true = words & set(" ".join(own).split())
+    return "related" if len(true) >= max(2 / 3 * len(words), 1) else "wrong"
+
+
+def _examples(lessons: list[tuple[str | None, report.Lesson]]) -> report.Teacher:
+    """Counts of the first choices; the best example of each category; the first wrong ones."""
+    counts: dict[report.Kind, int] = {"label": 0, "right": 0, "related": 0, "wrong": 0}
+    best: dict[str | None, tuple[tuple[int, float], report.Lesson]] = {}
+    for category, lesson in lessons:
+        counts[lesson.teacher[0][2]] += 1
+        merit = _merit(lesson)
+        if merit and (category not in best or merit > best[category][0]):
+            best[category] = merit, lesson
+    better = [lesson for _, lesson in sorted(best.values(), key=lambda found: found[0], reverse=True)]
+    wrong = [lesson for _, lesson in lessons if lesson.teacher[0][2] == "wrong" and lesson not in better]
+    return report.Teacher(counts, better, wrong[:3])
+
+
+def _merit(lesson: report.Lesson) -> tuple[int, float] | None:
+    """How early and how surely the teacher names, above the label, a true caption with a word that the label lacks."""
+    true = set(" ".join(lesson.captions).split()) - set(lesson.label.split()) - _LITTLE_WORDS
+    for place, (text, share, kind) in enumerate(lesson.teacher):
+        if kind == "label":
+            return None
+        if kind != "wrong" and true & set(text.split()):
+            return -place, share
+    return None

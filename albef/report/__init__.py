@@ -1,0 +1,281 @@
+"""The demo's page: plain data in, one HTML file that needs nothing else out. Nothing is computed here but the looks."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from albef.report.chart import Chart, chart_svg
+
+PAGE = Path(__file__).parent / "page.html"
+FOOTER = (
+    "Names and keywords: Unicode CLDR. Pictures: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
+    "Twemoji (Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0); scaled, and coloured in the heat maps."
+)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found: its cosine (ITC), its place by it (from 1), the probability of a match (ITM)."""
+
+    picture: Image.Image
+    name: str
+    itc: float
+    place: int
+    match: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a text finds: the first pictures by ITC, and the first after ITM re-ranked the shortlist."""
+
+    text: str
+    by_itc: list[Hit]
+    by_itm: list[Hit]
+
+
+@dataclass(frozen=True)
+class WordMaps:
+    """A picture, and texts with the probability that they match it and where: a map [rows, columns], not negative."""
+
+    picture: Image.Image
+    name: str
+    texts: list[tuple[str, float, np.ndarray]]
+
+
+Kind = Literal["label", "right", "related", "wrong"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training picture with the caption drawn for it, and the teacher's first captions: text, probability, kind."""
+
+    picture: Image.Image
+    label: str
+    captions: list[str]
+    teacher: list[tuple[str, float, Kind]]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Of a sample of training pictures: how often the teacher's first caption is of which kind, and examples."""
+
+    counts: dict[Kind, int]
+    better: list[Lesson]
+    worse: list[Lesson]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A name whose picture isn't among the first ten; `place` is the picture's by ITC, from 1."""
+
+    picture: Image.Image
+    name: str
+    place: int
+    instead: list[Hit]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows. `figures`: recalls in percent (`img_r1`, ..., `txt_r10`) by row name."""
+
+    lead: str
+    pictures: int
+    candidates: int
+    charts: list[Chart]
+    figures: dict[str, dict[str, float]]
+    queries: list[Query]
+    maps: list[WordMaps]
+    teacher: Teacher
+    missed: list[Miss]
+    missed_count: int
+    typed: list[Query] = field(default_factory=list)
+
+
+def render(report: Report) -> str:
+    """The whole report as one HTML document."""
+    sections = [
+        ("curves", "The run just made", _curves(report)),
+        ("figures", "How well it finds what it never saw", _figures(report)),
+        ("typed", "Your queries", _queries(report.typed, report) if report.typed else ""),
+        ("queries", "Search: before and after re-ranking", _queries(report.queries, report)),
+        ("maps", "Where a word is seen", _maps(report.maps)),
+        ("teacher", "When the teacher knows better than the label", _teacher(report.teacher)),
+        ("missed", "What it misses", _missed(report)),
+    ]
+    return _page("Align before fuse, in a few minutes", escape(report.lead), [part for part in sections if part[2]])
+
+
+def render_search(queries: list[Query], lead: str) -> str:
+    """Queries alone as one HTML document."""
+    return _page("Search by words", escape(lead), [(f"q{i}", q.text, _query(q)) for i, q in enumerate(queries)])
+
+
+def heat(picture: Image.Image, values: np.ndarray, side: int = 160, opacity: float = 0.5) -> Image.Image:
+    """The picture, enlarged to `side` pixels, under the map's colours: blue is the map's least, red its most."""
+    span = float(values.max() - values.min()) or 1.0
+    grid = Image.fromarray(((values - values.min()) / span).astype(np.float32))
+    level = np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
+    channels = [(1.5 - np.abs(4 * level - centre)).clip(0, 1) for centre in (3, 2, 1)]
+    colours = Image.fromarray((255 * np.stack(channels, -1)).astype(np.uint8))
+    return Image.blend(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), colours, opacity)
+
+
+def _curves(report: Report) -> str:
+    charts = "".join(
+        f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart_svg(chart)}</figure>" for chart in report.charts
+    )
+    return (
+        "<p>Losses should fall below the dashed line, which is what guessing costs. ITC, which aligns pictures and "
+        "texts, learns first; ITM (do they match?) and MLM (which word is masked?) join once there is something to "
+        "fuse. Mind the axes: only the recall's starts at 0. "
+        "Good: recall on the unseen style climbs away from chance. Bad: losses fall, recall doesn't.</p>"
+        f'<div class="charts">{charts}</div>'
+    )
+
+
+def _figures(report: Report) -> str:
+    keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{values[key]:.2f}</td>" for key in keys) + "</tr>"
+        for name, values in report.figures.items()
+    )
+    heads = "".join(f'<th scope="col">R@{k}</th>' for _ in range(2) for k in (1, 5, 10))
+    return (
+        f"<p>Every one of {report.pictures:,} pictures in a drawing style that no training saw is searched by its "
+        "name, and every name by its picture. R@k: how many of a hundred are found within the first k.</p>"
+        '<div class="wide" tabindex="0" role="region" aria-label="recalls"><table><thead>'
+        '<tr><th></th><th colspan="3" scope="colgroup">text → picture</th>'
+        f'<th colspan="3" scope="colgroup">picture → text</th></tr><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        f"<p>ITC compares two vectors. ITM reads picture and text together, but only the {report.candidates} "
+        "candidates that ITC puts first: what isn't among them stays lost. ITC + ITM adds the cosine to the matching "
+        "score. In the paper's large models ITM is well above ITC; where it is below here, the small fusion encoder "
+        "has not yet learned to tell near misses apart. One run, one seed; many pictures look alike (clocks, flags, "
+        "families), so R@1 is a hard measure.</p>"
+    )
+
+
+def _queries(queries: list[Query], report: Report) -> str:
+    blocks = "".join(f"<h3>“{escape(query.text)}”</h3>{_query(query)}" for query in queries)
+    return (
+        f"<p>The shipped model searches the unseen style. The first row is ordered by ITC; the second shows the "
+        f"{report.candidates} best of it re-ordered by ITM: by the logit of “matched”, the paper's rule. Below a "
+        "picture: its cosine, the probability that it matches, and in the second row the place it came from. Good: "
+        "what the query means comes first, whatever its name. Bad: pictures that share only a colour or a shape.</p>"
+        + blocks
+    )
+
+
+def _query(query: Query) -> str:
+    return (
+        f"<h4>by ITC</h4>{_hits(query.by_itc, moved=False)}"
+        f"<h4>after re-ranking by ITM</h4>{_hits(query.by_itm, moved=True)}"
+    )
+
+
+def _hits(hits: list[Hit], moved: bool) -> str:
+    items = ""
+    for hit in hits:
+        came = f"<br>from {hit.place}" if moved else ""
+        facts = f"<small>{hit.itc:.2f} · {hit.match:.0%}{came}</small>"
+        items += f"<li>{_img(hit.picture, hit.name)}{escape(hit.name)}<br>{facts}</li>"
+    return f'<ol class="hits">{items}</ol>'
+
+
+def _maps(maps: list[WordMaps]) -> str:
+    blocks = ""
+    for found in maps:
+        text, match, _ = found.texts[0]
+        of = "" if found.name == text else f' <span class="wrong">on a picture of “{escape(found.name)}”</span>'
+        items = f"<li>{_img(found.picture, found.name)}the picture</li>" + "".join(
+            f"<li>{_img(heat(found.picture, values), f'heat map of {words}')}{escape(words)} "
+            f"<small>{share:.0%}</small></li>"
+            for words, share, values in found.texts
+        )
+        blocks += f'<h3>“{escape(text)}”{of}: match {match:.0%}</h3><ul class="maps">{items}</ul>'
+    return (
+        "<p>Grad-CAM on the cross-attention: which parts of the picture a text reads in favour of “these match”; the "
+        "whole text first, then each word as a text of its own, with the probability of a match. Within a map, from "
+        'least to most: <span class="scale" role="img" aria-label="blue to red"></span>. Good: a word lights up on its '
+        "thing. The model sees only a coarse grid of patches, so expect regions, not outlines; words such as “with” "
+        "mean little. The last is a wrong pair on purpose: a good model gives it a low match.</p>" + blocks
+    )
+
+
+_KINDS: dict[Kind, str] = {
+    "label": "the label itself",
+    "right": "another caption of the same emoji",
+    "related": "the caption of another emoji, but two thirds of its words are true of this one",
+    "wrong": "something else",
+}
+
+
+def _teacher(teacher: Teacher) -> str:
+    total = max(sum(teacher.counts.values()), 1)
+    counts = "".join(
+        f'<li><span class="{kind}">{words}</span>: {teacher.counts[kind]} ({teacher.counts[kind] / total:.1%})</li>'
+        for kind, words in _KINDS.items()
+    )
+    none = "<p>None among these pictures: the teacher of so short a run rarely names them right.</p>"
+    return (
+        "<p>In training a picture comes with one caption, drawn from several that are right. The momentum teacher, a "
+        "slow average of the model, spreads its belief over all captions, and a part of the target is taken from it. "
+        "Here the teacher of the run just made sees training pictures drawn by chance, and chooses among every "
+        f"distinct caption of the training set. Its first choice, for {total} pictures:</p><ul>{counts}</ul>"
+        "<h3>Where it names what the label leaves out</h3>"
+        "<p>Picked, not typical: above the label the teacher puts a caption (green) that is true of the picture and "
+        "has a word which the label lacks. The best of each category of emoji is shown.</p>"
+        + (f'<div class="cards">{"".join(map(_lesson, teacher.better))}</div>' if teacher.better else none)
+        + "<h3>Where it is wrong</h3><p>The first ones in the order of the draw.</p>"
+        f'<div class="cards">{"".join(map(_lesson, teacher.worse))}</div>'
+    )
+
+
+def _lesson(lesson: Lesson) -> str:
+    guesses = "".join(
+        f'<li class="{kind}">{escape(text)} <small>{share:.0%}</small></li>' for text, share, kind in lesson.teacher
+    )
+    return (
+        f'<div class="card">{_img(lesson.picture, lesson.captions[0])}<div><p>label: <b>{escape(lesson.label)}</b></p>'
+        f'<p class="soft">teacher:</p><ol>{guesses}</ol></div></div>'
+    )
+
+
+def _missed(report: Report) -> str:
+    share = report.missed_count / max(report.pictures, 1)
+    cards = "".join(
+        f'<div class="card">{_img(miss.picture, miss.name)}<div><p><b>{escape(miss.name)}</b></p>'
+        f'<p class="soft">place {miss.place:,} by ITC; found instead:</p>{_hits(miss.instead, moved=True)}</div></div>'
+        for miss in report.missed
+    )
+    return (
+        f"<p>For {report.missed_count:,} of {report.pictures:,} names ({share:.0%}) the shipped model doesn't have the "
+        f"picture among the first ten after re-ranking. {len(report.missed)} of them, drawn by chance. A mild miss "
+        "finds near relatives; a bad one finds something unlike in shape and meaning.</p>"
+        f'<div class="cards">{cards}</div>'
+    )
+
+
+def _img(picture: Image.Image, alt: str) -> str:
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "WEBP", quality=80)
+    data = base64.b64encode(file.getvalue()).decode()
+    width, height = picture.size
+    return f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}">'
+
+
+def _page(title: str, lead: str, sections: list[tuple[str, str, str]]) -> str:
+    links = "".join(f'<a href="#{key}">{escape(head)}</a>' for key, head, _ in sections)
+    bodies = "\n".join(f'<section id="{key}"><h2>{escape(head)}</h2>{body}</section>' for key, head, body in sections)
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        title=escape(title), lead=lead, nav=f'<nav aria-label="sections">{links}</nav>', sections=bodies, footer=FOOTER
+    )

@@ -1,0 +1,168 @@
+"""The demo on a few made-up pictures: it trains, searches, explains, and takes up what is there."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from albef import demo, recipes, report
+from albef.data.processor import Processor, train_tokenizer
+from albef.demo.teacher import _examples, _kind
+from albef.engine import train as engine
+from albef.models.albef import AlbefModel
+from albef.recipe import Recipe
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
+SHAPES = ("square", "circle")
+SECTIONS = ("curves", "figures", "queries", "maps", "teacher", "missed")
+
+
+def draw(folder: Path, width: int) -> str:
+    """Twelve pictures, a name and keywords for each; `width` of the outline is the drawing style."""
+    folder.mkdir()
+    for colour in COLOURS:
+        for shape in SHAPES:
+            image = Image.new("RGB", (16, 16), "white")
+            pen = ImageDraw.Draw(image)
+            (pen.rectangle if shape == "square" else pen.ellipse)((2, 2, 13, 13), colour, "gray", width)
+            image.save(folder / f"{colour}-{shape}.png")
+            (folder / f"{colour}-{shape}.txt").write_text(f"{colour} {shape}\nshape, {shape}, {colour}, drawing\n")
+    return str(folder)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+    """The demo's recipe on made-up pictures, and an untrained model in the place of the shipped one."""
+    old = recipes.emoji_demo()
+    config = replace(
+        old.model, vision_width=16, vision_layers=1, vision_heads=2, text_width=16, text_layers=1, text_heads=2,
+        text_intermediate=32, embed_dim=16, vocab_size=200,
+    )  # fmt: skip
+    data = replace(
+        old.data, train=(draw(tmp_path / "a", 1), draw(tmp_path / "b", 3)), validation=(draw(tmp_path / "c", 2),)
+    )
+    recipe = replace(
+        old, model=config, data=data, pretraining=replace(old.pretraining, queue_size=16), batch_size=8, steps=6,
+        evaluate_steps=3, log_steps=1, save_steps=2, k_test=4,
+    )  # fmt: skip
+    tokenizer = train_tokenizer(["red green blue yellow black orange square circle shape drawing"] * 2, 200)
+    torch.manual_seed(0)
+    AlbefModel(replace(config, vocab_size=tokenizer.get_vocab_size())).save_pretrained(tmp_path / "shipped")
+    Processor(tokenizer, config.image_size).save_pretrained(tmp_path / "shipped")
+    monkeypatch.setattr(recipes, "emoji_demo", lambda: recipe)
+    monkeypatch.setattr(demo, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(demo, "QUERIES", ("red thing", "circle"))
+    monkeypatch.setattr(demo, "MAPPED", (("red square", "red square"), ("red square", "blue circle"), ("gone", "gone")))
+    monkeypatch.setattr(demo, "FOUND_WITHIN", 2)
+    yield recipe
+
+
+def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.search(["red thing", "[bold]<i>circle"], 3, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "“red thing”" in printed and "“[bold]<i>circle”" in printed
+    assert printed.count("%") == 2 * 3
+    page = (tmp_path / "out" / "search.html").read_text()
+    assert page.count("<img") == 2 * 2 * 3 and "[bold]&lt;i&gt;circle" in page
+
+
+def test_reranking_only_reorders_the_shortlist(tiny: Recipe) -> None:
+    style = demo.UnseenStyle.load(demo.SHIPPED)
+    query = style.find("red square", 4)
+    assert {hit.name for hit in query.by_itc} == {hit.name for hit in query.by_itm}
+    assert [hit.place for hit in query.by_itc] == [1, 2, 3, 4]
+    cosines = [hit.itc for hit in query.by_itc]
+    assert cosines == sorted(cosines, reverse=True)
+    assert len(style.find("red square", 100).by_itm) == len(style.names) == 12
+
+
+def test_maps_of_text_and_words(tiny: Recipe) -> None:
+    found = demo.UnseenStyle.load(demo.SHIPPED).word_maps("red square", "blue circle")
+    assert [text for text, _, _ in found.texts] == ["blue circle", "blue", "circle"]
+    for _, match, values in found.texts:
+        assert 0 < match < 1 and values.shape == (4, 4) and (values >= 0).all() and values.any()
+
+
+def test_whole_demo_and_reuse(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    demo.run(out, 60.0, 1, 3)
+    printed = capsys.readouterr()
+    assert printed.err.count("text->picture") == 2  # an evaluation every three of six steps
+    assert "shipped model, ITC + ITM" in printed.out and "report.html" in printed.out
+    page = (out / "report.html").read_text()
+    assert [name for name in SECTIONS if f'<section id="{name}"' not in page] == []
+    assert "on a picture of" in page and "ITM, MLM join: step" in page
+
+    monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(demo.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.delenv("CI", raising=False)
+    lines = iter(["green <circle>", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    demo.run(out, 60.0, 1, 3)
+    assert "holds this run already (6 steps)" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert '<section id="typed"' in page and "green &lt;circle&gt;" in page
+
+
+def test_another_recipe_is_not_mixed_up(tiny: Recipe, tmp_path: Path) -> None:
+    engine.prepare_folder(replace(tiny, seed=7), tmp_path / "out" / "run")
+    with pytest.raises(ValueError, match="seed"):
+        demo.run(tmp_path / "out", 60.0, 1, 3)
+
+
+def test_interrupted_says_how_to_go_on(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise engine.Interrupted("stopped")
+
+    monkeypatch.setattr(engine, "train", stop)
+    with pytest.raises(SystemExit) as stopped:
+        demo.run(tmp_path / "out", 60.0, 1, 3)
+    assert stopped.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_no_time_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        demo.run(tmp_path, 0.0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("red apple", "label"),
+        ("fruit healthy red", "right"),
+        ("fruit red", "related"),
+        ("apple of red", "related"),
+        ("green apple", "wrong"),
+        ("with", "wrong"),
+        ("flag", "wrong"),
+    ],
+)
+def test_kinds_of_captions(text: str, kind: str) -> None:
+    assert _kind(text, "red apple", ["red apple", "fruit healthy red"]) == kind
+
+
+def test_examples_name_what_the_label_leaves_out() -> None:
+    def lesson(*teacher: tuple[str, float, report.Kind]) -> report.Lesson:
+        picture = Image.new("RGB", (4, 4))
+        return report.Lesson(picture, "red apple", ["red apple", "fruit healthy red"], list(teacher))
+
+    adds = lesson(("fruit red", 0.3, "related"), ("red apple", 0.2, "label"))
+    surer = lesson(("fruit healthy red", 0.4, "right"))
+    second = lesson(("flag", 0.9, "wrong"), ("fruit red", 0.8, "related"))
+    nothing_new = lesson(("apple of red", 0.9, "related"))
+    below = lesson(("red apple", 0.9, "label"), ("fruit red", 0.1, "related"))
+    wrong = lesson(("flag", 0.9, "wrong"))
+    found = _examples([("Food", adds), ("Food", surer), ("Food", second), ("Other", second), ("Food", wrong)])
+    assert found.better == [surer, second]
+    assert found.worse == [wrong]
+    assert found.counts == {"label": 0, "right": 1, "related": 1, "wrong": 3}
+    assert _examples([("a", nothing_new), ("b", below), ("c", wrong)]).better == []
