@@ -65,3 +65,9 @@ def highest(values: list[float], device: torch.device) -> list[float]:
     x = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(x, dist.ReduceOp.MAX)
     return x.tolist()
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if active():
+        dist.barrier()

@@ -117,7 +117,7 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     pretraining: Pretraining = field(default_factory=Pretraining)
     init: str | None = None
-    """A saved model whose weights and words to start from (also with another image_size)."""
+    """A saved model to start from. Its sizes and words replace `model` and `data.tokenizer`, all but image_size."""
     batch_size: int = 512
     """Pairs per step, over all ranks."""
     steps: int = 0
@@ -179,6 +179,10 @@ def _check(recipe: Recipe) -> None:
         if value < low or (high is not None and value > high):
             rule = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"recipe {recipe.name!r}: {name} is {value}, but must be {rule}")
+    if recipe.optim.schedule == "official" and not recipe.epochs:
+        raise ValueError(f"recipe {recipe.name!r}: optim.schedule `official` counts in epochs; set epochs")
+    if pretraining.align_first and not pretraining.itc:
+        raise ValueError(f"recipe {recipe.name!r}: without pretraining.itc, pretraining.align_first must be 0")
 
 
 def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:

@@ -147,6 +147,11 @@ def test_without_itc(world, tmp_path):
     assert "itc" not in lines(tmp_path / "run")[0] and "itm" in lines(tmp_path / "run")[0]
 
 
+def test_tensorboard_when_asked(world, tmp_path):
+    run(replace(tiny_recipe(world), tensorboard=True, steps=2), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
 def test_time_limit_ends_the_run(world, tmp_path):
     run(replace(tiny_recipe(world), steps=100_000, max_seconds=1.0), tmp_path / "run")
     last = lines(tmp_path / "run")[-2]

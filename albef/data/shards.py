@@ -25,7 +25,8 @@ class TarSource:
 
     The headers are read once; pictures and texts are then read where they lie. Captions are the "caption" of KEY.json,
     a string or a list, else the whole of KEY.txt; "category" comes from KEY.json. Compressed shards are unpacked into
-    memory, in every worker. The key is the image_id: the same key in two shards means the same thing.
+    memory, in every worker. The image_id is the key within the
+    shards' folder: the same key in two shards of a folder means the same thing, in another folder another one.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -60,7 +61,8 @@ class TarSource:
         about = _facts(facts, name)
         captions = [caption for caption in listed(about.get("caption")) if caption.strip()] or _caption(text, name)
         category = about.get("category")
-        return Record(name, picture or b"", captions, key, category if isinstance(category, str) else None)
+        image_id = str(shard.file.parent / key)
+        return Record(name, picture or b"", captions, image_id, category if isinstance(category, str) else None)
 
 
 class _Shard:

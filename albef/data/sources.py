@@ -83,7 +83,10 @@ def _missing(path: Path) -> NoReturn:
 
 
 class JsonSource:
-    """The original's annotation lists for pre-training and retrieval (spec 5.1)."""
+    """The original's annotation lists for pre-training and retrieval (spec 5.1).
+
+    Ids, given as "image_id" or else the path, count within the pictures' folder: other data sets may use the same.
+    """
 
     def __init__(self, file: Path, image_root: str | None = None) -> None:
         try:
@@ -105,7 +108,7 @@ class JsonSource:
 
     def __getitem__(self, index: int) -> Record:
         image, captions, image_id, category = json.loads(self.packed[checked(index, len(self))])
-        return Record(str(self.root / image), self.root / image, captions, image_id, category)
+        return Record(str(self.root / image), self.root / image, captions, str(self.root / image_id), category)
 
 
 def _essence(record: dict[str, Any]) -> list[Any]:
@@ -169,4 +172,4 @@ class FolderSource:
         name = self.names[checked(index, len(self))]
         path = self.folder / name
         lines = decoded(path.with_suffix(".txt").read_bytes(), str(path)).splitlines()
-        return Record(str(path), path, [line.strip() for line in lines if line.strip()], name)
+        return Record(str(path), path, [line.strip() for line in lines if line.strip()], str(path))

@@ -32,7 +32,7 @@ class Task(Protocol):
     pairs: int
     """Training pairs in one epoch."""
     flops_per_pair: float
-    """Floating-point operations of one step, per pair."""
+    """Floating-point operations of the last step, per pair."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]: ...
 
@@ -104,7 +104,7 @@ class _Run:
                 pause = time.perf_counter()
                 self.save()
                 mark += time.perf_counter() - pause
-        self.broken.check()
+        self.broken.check(final=True)
         if stop:
             self.save()
             raise Interrupted(
@@ -119,7 +119,7 @@ class _Run:
 
     def _learn_from(self, batch: dict[str, Any]) -> dict[str, float]:
         recipe = self.recipe
-        torch.manual_seed((recipe.seed << 40) ^ (self.step << 10) ^ distributed.rank())
+        torch.manual_seed(((recipe.seed << 40) ^ (self.step << 10) ^ distributed.rank()) % 2**63)
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -185,6 +185,7 @@ class _Run:
     def _distribute(self, objective: nn.Module) -> nn.Module:
         if not distributed.active():
             return objective
+        options = self.recipe.pretraining
         # the queues are equal on all ranks by construction; broadcasting them would cost 134 MB a step (spec quirk 40)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for the second argument
@@ -192,7 +193,7 @@ class _Run:
                 objective,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,
-                find_unused_parameters=self.recipe.pretraining.align_first > 0,
+                find_unused_parameters=options.align_first > 0 or not options.itc,
             )
 
     def _finished(self, stop: list[int]) -> bool:
@@ -233,27 +234,30 @@ class _Run:
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bfloat16 where asked for, or where `auto` finds a device that computes in it."""
     if precision == "auto":
-        on_gpu = device.type == "cuda"
-        able = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16")
-        precision = "bfloat16" if able else "float32"
+        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def prepare_folder(recipe: Recipe, folder: Path) -> Recipe:
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch we take
+    return bool(capabilities and capabilities().get("avx512_bf16"))
+
+
+def prepare_folder(recipe: Recipe, folder: Path) -> None:
     """Makes the run's folder and saves the recipe in it; a folder of another recipe is an error."""
     path = folder / RECIPE
-    if path.exists():
-        before = Recipe.load(path)
-        different = sorted(_differences(asdict(before), asdict(recipe)))
-        if different:
-            raise ValueError(
-                f"{folder} holds a run of another recipe (different: {', '.join(different)}); "
-                f"go on with it by `albef train --resume {folder}`, or choose another --out"
-            )
-    elif distributed.rank() == 0:
+    if distributed.rank() == 0 and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(path)
-    return recipe
+    distributed.wait()
+    different = sorted(_differences(asdict(Recipe.load(path)), asdict(recipe)))
+    if different:
+        raise ValueError(
+            f"{folder} holds a run of another recipe (different: {', '.join(different)}); go on with that one by "
+            f"`albef train --resume {folder}`, delete the folder, or choose another --out"
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:

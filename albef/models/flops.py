@@ -5,13 +5,16 @@ from __future__ import annotations
 from albef.models.config import AlbefConfig
 
 
-def pretraining_flops(config: AlbefConfig, words: int, mlm_probability: float = 0.15) -> float:
+def pretraining_flops(
+    config: AlbefConfig, words: int, mlm_probability: float = 0.15, itm_negatives: int = 1, fuse: bool = True
+) -> float:
     """Floating-point operations of one pre-training step per pair; a multiply-add counts as two, a backward pass twice
     its forward pass.
 
-    Student: image, text, masked text, three fusion passes (true pair, two negatives) and one for the masked text.
-    Teacher, forward only: image, text, masked text, one fusion pass. The picture's keys and values are made once each,
-    vocabulary logits only at masked words.
+    Student: image, text, masked text, fusion of the true pair and its negatives, and of the masked text. Teacher,
+    forward only: image, text, masked text and its fusion. The picture's keys and values are made once each, vocabulary
+    logits only at masked words; what matching leaves out of the last layer counts as if it were done. Without `fuse`:
+    image and text alone.
     """
     image = _image_flops(config)
     text = config.text_layers * _layer_flops(words, config.text_width, config.text_intermediate)
@@ -22,7 +25,9 @@ def pretraining_flops(config: AlbefConfig, words: int, mlm_probability: float = 
     )
     keys_values = 4 * config.fusion_layers * config.image_tokens * config.vision_width * config.text_width
     head = 2 * mlm_probability * words * config.text_width * (config.text_width + config.vocab_size)
-    student = image + 2 * text + keys_values + 4 * fusion + head
+    if not fuse:
+        return 4 * (image + text)
+    student = image + 2 * text + keys_values + (2 + 2 * itm_negatives) * fusion + head
     teacher = image + 2 * text + keys_values + fusion + head
     return 3 * student + teacher
 

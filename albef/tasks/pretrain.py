@@ -59,7 +59,7 @@ class Pretrain:
         )
         if recipe.compile:
             compile_blocks(self.objective)
-        self.flops_per_pair = pretraining_flops(model.config, data.max_tokens, options.mlm_probability)
+        self.flops_per_pair = 0.0
         self.augment = BatchAugment(model.config.image_size, data.zoom, data.shift, data.angle, data.colour)
 
     def _start(self) -> tuple[AlbefModel, Processor]:
@@ -118,7 +118,15 @@ class Pretrain:
         if self.cached is not None:
             pixels = self.augment(pixels)
         batch = {**batch, "pixel_values": self.processor.normalise(pixels)}
-        losses = objective(batch, alpha, fuse=progress >= options.align_first)
+        fuse = progress >= options.align_first
+        self.flops_per_pair = pretraining_flops(
+            self.objective.model.config,
+            batch["input_ids"].shape[1],
+            options.mlm_probability,
+            options.itm_negatives,
+            fuse,
+        )
+        losses = objective(batch, alpha, fuse)
         return losses if options.itc else {name: loss for name, loss in losses.items() if name != "itc"}
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ class TestTrainingSet:
         assert sample["pixel_values"].unique().tolist() == [60]
         assert sample["caption"] in ("A dog 3.", "a cat 3")
         assert sample["text_id"] in (stable_id("a dog 3"), stable_id("a cat 3"))
-        assert sample["image_id"] == stable_id("03.png")
+        assert sample["image_id"] == stable_id(source[3].image_id)
         assert sample["broken"] == []
 
     def test_depends_on_seed_epoch_and_index_only(self, source, processor):
@@ -72,7 +72,7 @@ class TestTrainingSet:
 
     def test_broken_pictures_are_replaced_and_named(self, half_broken, processor):
         data = TrainingSet(half_broken, processor)
-        good = {stable_id(f"{n}.png") for n in (0, 2, 4)}
+        good = {stable_id(half_broken[n].image_id) for n in (0, 2, 4)}
         for index in range(8):
             sample = data[0, index]
             assert sample["image_id"] in good
@@ -138,7 +138,7 @@ class TestLoading:
         assert batch["pixel_values"].dtype == torch.uint8
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 3)
         assert batch["image_id"].dtype == batch["text_id"].dtype == torch.int64
-        assert batch["image_id"].tolist() == [stable_id(f"{index:02d}.png") for _, index in batches.batch(0)]
+        assert batch["image_id"].tolist() == [stable_id(source[index].image_id) for _, index in batches.batch(0)]
         assert batch["broken"] == []
 
     def test_captions_are_cleaned_and_padded_to_the_longest(self, processor):
@@ -189,7 +189,7 @@ class TestCachedSet:
         assert len(cached) == 3
         assert [name[-5:] for name, _ in cached.broken] == ["1.png", "3.png", "5.png", "6.png", "7.png"]
         batch = cached.batch([(0, index) for index in range(3)])
-        assert batch["image_id"].tolist() == [stable_id(f"{n}.png") for n in (0, 2, 4)]
+        assert batch["image_id"].tolist() == [stable_id(half_broken[n].image_id) for n in (0, 2, 4)]
         assert batch["pixel_values"].flatten(1).float().mean(1).tolist() == [0, 60, 120]
 
     def test_nothing_readable(self, tmp_path, processor):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 import warnings
 
@@ -12,8 +13,9 @@ from tests.data.conftest import picture, write_json, write_tar
 RED = picture((255, 0, 0))
 
 
-def texts(source):
-    return [(record.image_id, record.captions) for record in source]
+def texts(source, folder):
+    """Ids within the folder that they count in, and captions."""
+    return [(os.path.relpath(record.image_id, folder), record.captions) for record in source]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ class TestJson:
             ],
         )
         source = open_sources([str(file)])
-        assert texts(source) == [
+        assert texts(source, tmp_path) == [
             ("pictures/a.png", ["one"]), ("7", ["two", "🐕 كلب"]), ("seven", ["half \ud83d"])]  # fmt: skip
         assert open_picture(source[0].picture).size == (12, 8)
         assert source[1].picture == tmp_path / "b.png"
@@ -46,7 +48,7 @@ class TestJson:
     def test_image_root(self, tmp_path):
         file = write_json(tmp_path / "list.json", [{"image": "a.png", "caption": "x"}])
         record = open_sources([str(file)], image_root="/photos")[0]
-        assert (str(record.picture), record.image_id) == ("/photos/a.png", "a.png")
+        assert (str(record.picture), record.image_id) == ("/photos/a.png", "/photos/a.png")
 
     def test_paths_as_they_are_when_only_those_exist(self, tmp_path, monkeypatch):
         (tmp_path / "lists").mkdir()
@@ -90,7 +92,7 @@ class TestTar:
             "5.png": RED, "5.json": b"[]",
         }  # fmt: skip
         source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
-        assert texts(source) == [
+        assert texts(source, tmp_path) == [
             ("a/0", ["ein Café"]), ("a/1", ["green"]), ("2", ["blue"]), ("3", ["text first"]), ("5", [])]  # fmt: skip
         assert source[0].name == f"{tmp_path}/x.tar:a/0"
         assert [record.category for record in source] == [None, "colour", None, None, None]
@@ -101,13 +103,13 @@ class TestTar:
         members = {"0.png": RED, "1.txt": b"x", "2.png": RED, "2.txt": b"y", "3.json": b"{}", "notes": b""}
         with pytest.warns(UserWarning, match=r"x\.tar: left out 3 samples without a picture and 1 without a caption"):
             source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
-        assert texts(source) == [("2", ["y"])]
+        assert texts(source, tmp_path) == [("2", ["y"])]
 
     def test_patterns_in_order_and_equal_keys(self, tmp_path):
         for number in range(12):
             write_tar(tmp_path / f"{number:05d}.tar", {"k.png": RED, "k.txt": str(number).encode()})
         source = open_sources([f"{tmp_path}/{{00010..00011}}.tar", f"{tmp_path}/0000[0-1].tar"])
-        assert texts(source) == [("k", ["10"]), ("k", ["11"]), ("k", ["0"]), ("k", ["1"])]
+        assert texts(source, tmp_path) == [("k", ["10"]), ("k", ["11"]), ("k", ["0"]), ("k", ["1"])]
         found = expand(f"{tmp_path}/000{{1,0}}{{0..1}}.tar")
         assert [path.stem for path in found] == ["00010", "00011", "00000", "00001"]
 
@@ -157,7 +159,7 @@ class TestFolder:
         (tmp_path / "alone.jpg").write_bytes(RED)
         with pytest.warns(UserWarning, match="left out 0 samples without a picture and 1 without a caption"):
             source = open_sources([str(tmp_path)])
-        assert texts(source) == [("b.PNG", ["one", "two"]), ("c.PNG", []), ("sub/a.x.PNG", ["كلب"])]
+        assert texts(source, tmp_path) == [("b.PNG", ["one", "two"]), ("c.PNG", []), ("sub/a.x.PNG", ["كلب"])]
         assert open_picture(source[2].picture).size == (12, 8)
 
     def test_no_captions(self, tmp_path):
@@ -207,3 +209,13 @@ class TestOpening:
         records = [{"image": f"{n}.jpg", "caption": "a dog runs in the snow"} for n in range(1000)]
         source = open_sources([str(write_json(tmp_path / "list.json", records))])
         assert len(pickle.dumps(source)) < 2 * len(json.dumps(records))
+
+
+def test_equal_keys_in_other_folders_are_other_pictures(tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "0.tar", {"000.png": RED, "000.txt": b"red"})
+        write_json(tmp_path / folder / "list.json", [{"image": "a.png", "caption": "x", "image_id": 1}])
+    for name in ("0.tar", "list.json"):
+        source = open_sources([str(tmp_path / folder / name) for folder in ("first", "second")])
+        assert source[0].image_id != source[1].image_id

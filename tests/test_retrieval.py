@@ -1,0 +1,105 @@
+"""Two-stage retrieval on numbers that a person can check."""
+
+import pytest
+import torch
+
+from albef.data.processor import Processor, train_tokenizer
+from albef.data.sources import open_sources
+from albef.models.albef import AlbefModel
+from albef.tasks import retrieval
+from tests.worlds import TINY, make_world
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return open_sources([str(make_world(tmp_path_factory.mktemp("world"), copies=1))])
+
+
+@pytest.fixture(scope="module")
+def processor(source):
+    captions = [caption for index in range(len(source)) for caption in source[index].captions]
+    return Processor(train_tokenizer(captions, 120), TINY.image_size, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return AlbefModel(TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def gallery(model, processor, source):
+    return retrieval.encode(model, processor, source, batch_size=5)
+
+
+def test_recalls_by_hand():
+    # two captions each for pictures 0 and 1, one for picture 2
+    image_of_text = torch.tensor([0, 0, 1, 1, 2])
+    to_text = torch.tensor(
+        [
+            [0.1, 0.9, 0.5, 0.4, 0.3],  # the best of its two captions is first
+            [0.9, 0.8, 0.2, 0.7, 0.1],  # third
+            [0.9, 0.8, 0.7, 0.6, 0.5],  # fifth
+        ]
+    )
+    to_image = torch.tensor([[3.0, 2.0, 1.0]] * 5)  # always picture 0, then 1, then 2
+    found = retrieval.recalls(to_text, to_image, image_of_text)
+    assert found["txt_r1"] == pytest.approx(100 / 3) and found["txt_r5"] == found["txt_r10"] == 100
+    assert found["img_r1"] == pytest.approx(40) and found["img_r5"] == 100
+    assert found["txt_r_mean"] == pytest.approx((100 / 3 + 200) / 3)
+    assert found["r_mean"] == pytest.approx((found["txt_r_mean"] + found["img_r_mean"]) / 2)
+
+
+def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source, gallery):
+    scores = retrieval.two_stage_scores(model, gallery, k=3)
+    words = processor.texts([caption for index in range(len(source)) for caption in source[index].captions])
+    pixels = processor.images([source[index].picture for index in range(len(source))])
+    to_text, to_image = scores["itm"]
+    assert ((to_text > -100).sum(1) == 3).all() and ((to_image > -100).sum(1) == 3).all()
+    with torch.no_grad():
+        for image, text in (to_text > -100).nonzero().tolist():
+            states = model.encode_text(words["input_ids"][text : text + 1], words["attention_mask"][text : text + 1])
+            keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels[image : image + 1]))
+            logit = model.match(model.fuse(states, words["attention_mask"][text : text + 1], keys_values))[0, 1]
+            assert to_text[image, text].item() == pytest.approx(logit.item(), abs=1e-4)
+            if to_image[text, image] > -100:
+                assert to_image[text, image] == to_text[image, text]
+
+
+def test_the_shortlist_is_the_highest_cosines(model, gallery):
+    scores = retrieval.two_stage_scores(model, gallery, k=4)
+    cosines, _ = scores["itc"]
+    for row, candidates in zip(cosines, scores["itm"][0] > -100, strict=True):
+        assert row[candidates].min() >= row[~candidates].max()
+
+
+def test_sum_adds_the_cosine(model, gallery):
+    scores = retrieval.two_stage_scores(model, gallery, k=4)
+    candidates = scores["itm"][1] > -100
+    torch.testing.assert_close(
+        scores["sum"][1][candidates], (scores["itm"][1] + scores["itc"][1])[candidates], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_k_above_the_gallery_ranks_everything(model, gallery):
+    scores = retrieval.two_stage_scores(model, gallery, k=1000)["itm"]
+    assert (scores[0] > -100).all() and (scores[1] > -100).all()
+
+
+def test_ranking_tells_of_every_picture(model, gallery):
+    done = []
+    retrieval.two_stage_scores(model, gallery, 2, done.append)
+    assert sum(done) == len(gallery.z_image) == 16
+
+
+def test_first_captions_only(model, processor, source, gallery):
+    assert len(retrieval.encode(model, processor, source, captions_per_picture=1).z_text) == 16
+
+
+def test_unreadable_pictures_are_left_out_with_their_captions(model, processor, tmp_path):
+    world = make_world(tmp_path, copies=1)
+    (tmp_path / "red-left-0.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="red-left-0.png"):
+        gallery = retrieval.encode(model, processor, open_sources([str(world)]))
+    assert len(gallery.z_image) == len(gallery.z_text) == 15
+    assert gallery.image_of_text.tolist() == list(range(15))
