@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.run(options, rest)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if options.traceback:
             raise
@@ -129,7 +131,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     with distributed.session() as device:
         engine.prepare_folder(recipe, folder)
         try:
-            figures = engine.train(make_task(recipe), recipe, folder, device)
+            figures = engine.train(make_task(recipe, folder), recipe, folder, device)
         except engine.Interrupted as stopped:
             if distributed.rank() == 0:
                 print(stopped, file=sys.stderr)
@@ -172,7 +174,7 @@ def find_recipe(name: str):
 
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(RECIPES)}"
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(RECIPES)}, and it comes first"
         raise ValueError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]
 
@@ -186,6 +188,8 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from albef.models.albef import AlbefModel
     from albef.tasks import retrieval
 
+    if options.k < 1:
+        raise ValueError(f"--k {options.k}: at least one candidate must be re-ranked")
     source = open_sources(options.data, options.image_root)
     with distributed.session() as device:
         model = AlbefModel.from_pretrained(options.model, options.image_size).to(device)
@@ -198,11 +202,11 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
             )
             ranking = progress.add_task("re-ranking", total=len(gallery.z_image))
             figures = retrieval.evaluate(model, gallery, options.k, tick=lambda n: progress.advance(ranking, n))
-    if distributed.rank() == 0:
-        print(f"{len(gallery.z_image)} pictures, {len(gallery.z_text)} texts, {options.k} candidates re-ranked")
-        print(table(figures))
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        if distributed.rank() == 0:
+            print(f"{len(gallery.z_image)} pictures, {len(gallery.z_text)} texts, {options.k} candidates re-ranked")
+            print(table(figures))
+            if options.json:
+                options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _convert(options: argparse.Namespace, _: list[str]) -> None:
@@ -257,9 +261,9 @@ def table(figures: Mapping[str, dict[str, float]]) -> str:
     """Recalls as text: a row per way of scoring."""
     heads = ["text->picture R@1", "R@5", "R@10", "picture->text R@1", "R@5", "R@10"]
     keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
-    rows = [f"{'':<6}" + "".join(f"{head:>{len(head) + 2}}" for head in heads)]
+    widths = [len(head) + 4 for head in heads]
+    rows = [" " * 4 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for name, values in figures.items():
-        rows.append(
-            f"{name:<6}" + "".join(f"{values[key]:>{len(head) + 2}.2f}" for key, head in zip(keys, heads, strict=True))
-        )
+        cells = (f"{values[key]:>{width}.2f}" for key, width in zip(keys, widths, strict=True))
+        rows.append(f"{name:<4}" + "".join(cells))
     return "\n".join(rows)

@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from albef.models.config import AlbefConfig
 
@@ -97,6 +97,8 @@ class Pretraining:
     """Share of the words that are masked."""
     itm_negatives: int = 1
     """Hard negative images of each text, and texts of each image."""
+    temp: float = 0.07
+    """Temperature at the start; it is learnt."""
     align_first: float = 0.0
     """Share of the run with ITC alone, before ITM and MLM join in; 0 is the paper."""
     itc: bool = True
@@ -154,7 +156,10 @@ class Recipe:
     @classmethod
     def load(cls, path: Path) -> Recipe:
         """Reads a saved recipe; an unknown field is an error that names the nearest one."""
-        return _build(cls, json.loads(path.read_text()), str(path))
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is no recipe but a {type(values).__name__}; give data with --data.train {path}")
+        return _build(cls, values, str(path))
 
 
 def _check(recipe: Recipe) -> None:
@@ -175,6 +180,8 @@ def _check(recipe: Recipe) -> None:
         ("pretraining.queue_size", pretraining.queue_size, 1, None),
         ("pretraining.itm_negatives", pretraining.itm_negatives, 1, None),
         ("pretraining.align_first", pretraining.align_first, 0, 0.99),
+        ("pretraining.temp", pretraining.temp, 0.001, 0.5),
+        ("seed", recipe.seed, 0, 2**23 - 1),
     ):
         if value < low or (high is not None and value > high):
             rule = f"at least {low}" if high is None else f"between {low} and {high}"
@@ -192,9 +199,14 @@ def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") ->
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"
             raise ValueError(f"{source}: unknown recipe field {prefix}{name}; {hint}")
-    built = {}
+    built, types = {}, get_type_hints(kind)
     for name, value in values.items():
         default = getattr(kind(), name)
+        choices = get_args(types[name]) if get_origin(types[name]) is Literal else None
+        if choices and value not in choices:
+            raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be one of {', '.join(choices)}")
+        if isinstance(default, tuple) and not isinstance(value, (list, tuple)):
+            raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be a list")
         if is_dataclass(default):
             built[name] = _build(type(default), value, source, f"{prefix}{name}.")
         else:

@@ -5,6 +5,7 @@ from its own random numbers. Here these are functions of the data, so everything
 """
 
 import os
+import socket
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,8 @@ from tests.worlds import make_world, tiny_recipe
 class Reproducible(Pretrain):
     """Negatives are the neighbours in the batch, masks every third word: no rank draws anything."""
 
-    def __init__(self, recipe):
-        super().__init__(recipe)
+    def __init__(self, recipe, folder):
+        super().__init__(recipe, folder)
         self.found = []
         self.objective.draw_negatives = self._neighbours
         self.objective.mask_words = self._every_third
@@ -43,26 +44,32 @@ class Reproducible(Pretrain):
         return found
 
 
-def work(rank, world_size, world, folder, changes):
+def work(rank, world_size, port, world, folder, changes):
     torch.set_num_threads(1)
     if world_size > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT="29611")
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     # a low rate: AdamW makes full steps of rounding noise where a gradient is zero, such as that of key biases
     recipe = tiny_recipe(world, steps=20, optim=Optim(lr=1e-4, min_lr=1e-5, warmup_lr=1e-5, clip_norm=1.0))
     recipe = replace(recipe, pretraining=replace(recipe.pretraining, **changes))
     with distributed.session() as device:
-        task = Reproducible(recipe)
         run = folder / f"{world_size}"
         run.mkdir(exist_ok=True)
+        task = Reproducible(recipe, run)
         train(task, recipe, run, device)
         torch.save((torch.stack(task.found), task.objective.state_dict()), folder / f"{world_size}-{rank}.pt")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("changes", [{}, {"align_first": 0.3}, {"itc": False}], ids=str)
 def test_two_processes_equal_one(tmp_path, changes):
     world = make_world(tmp_path / "world")
-    work(0, 1, world, tmp_path, changes)
-    multiprocessing.spawn(work, (2, world, tmp_path, changes), nprocs=2)
+    work(0, 1, 0, world, tmp_path, changes)
+    multiprocessing.spawn(work, (2, free_port(), world, tmp_path, changes), nprocs=2)
     (alone, one), (first, left), (_, right) = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )

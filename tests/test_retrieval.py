@@ -1,5 +1,7 @@
 """Two-stage retrieval on numbers that a person can check."""
 
+import json
+
 import pytest
 import torch
 
@@ -103,3 +105,20 @@ def test_unreadable_pictures_are_left_out_with_their_captions(model, processor, 
         gallery = retrieval.encode(model, processor, open_sources([str(world)]))
     assert len(gallery.z_image) == len(gallery.z_text) == 15
     assert gallery.image_of_text.tolist() == list(range(15))
+
+
+def test_a_list_with_a_caption_per_record_has_each_picture_once(model, processor, tmp_path):
+    world = make_world(tmp_path, copies=1)
+    records = json.loads(world.read_text())
+    world.write_text(
+        json.dumps([{**record, "caption": f"{word} {record['caption']}"} for word in "xy" for record in records])
+    )
+    gallery = retrieval.encode(model, processor, open_sources([str(world)]), batch_size=5)
+    assert len(gallery.z_image) == 16 and len(gallery.z_text) == 32
+    assert gallery.image_of_text.tolist() == [image for image in range(16) for _ in "xy"]
+
+
+def test_no_readable_picture_is_an_error(model, processor, tmp_path):
+    world = make_world(tmp_path, copies=1)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="check the paths and image_root"):
+        retrieval.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))

@@ -8,8 +8,10 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +26,8 @@ from albef.data.augment import TrainTransform
 from albef.data.broken import Broken, BrokenPicture, listing
 from albef.data.pictures import open_picture
 from albef.data.processor import Processor, clean_caption
-from albef.data.records import Record, Source
+from albef.data.progress import tracked
+from albef.data.records import THREADS, Record, Source
 
 Pair = tuple[int, int]  # epoch, index of the sample in its source
 MAX_REPLACEMENTS = 20
@@ -177,7 +180,6 @@ class CachedSet:
 
     pixels      uint8 [N, 3, H, W], bicubic at `image_size` (height, width; default: the processor's), not augmented
     broken      what could not be read at decoding; it is not among the N and never drawn
-    progress    called with (pictures done, pictures in all) after each picture
     """
 
     def __init__(
@@ -187,23 +189,19 @@ class CachedSet:
         image_size: tuple[int, int] | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
-        threads: int = 2,
-        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.seed, self.broken = seed, Broken()
         processor = dataclasses.replace(processor, image_size=image_size or processor.image_size)
         self.pixels = torch.empty(len(source), 3, *processor.image_size, dtype=torch.uint8)
         image_ids: list[int] = []
         captions: list[list[str]] = []
-        for done, found in enumerate(_decode(source, processor, threads), 1):
+        for found in tracked(_decode(source, processor), len(source), "reading pictures"):
             if isinstance(found, BrokenPicture):
                 self.broken.append((found.name, found.reason))
             else:
                 record, self.pixels[len(captions)] = found
                 image_ids.append(stable_id(record.image_id))
                 captions.append(record.captions)
-            if progress is not None:
-                progress(done, len(source))
         if not captions:
             raise ValueError(f"none of {len(source)} pictures could be read, {listing(self.broken)}; check the data")
         self.pixels = self.pixels[: len(captions)]
@@ -237,7 +235,7 @@ class CachedSet:
         }
 
 
-def _decode(source: Source, processor: Processor, threads: int) -> Iterator[tuple[Record, Tensor] | BrokenPicture]:
+def _decode(source: Source, processor: Processor) -> Iterator[tuple[Record, Tensor] | BrokenPicture]:
     """Every record with its pixels uint8 [3, H, W], or what is wrong with it, in the source's order."""
 
     def decode(index: int) -> tuple[Record, Tensor] | BrokenPicture:
@@ -247,7 +245,7 @@ def _decode(source: Source, processor: Processor, threads: int) -> Iterator[tupl
             return error
         return dataclasses.replace(record, picture=b""), processor.resize(image)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(decode, range(len(source)))
 
 
@@ -273,11 +271,21 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["albef.data.loader"])
+    context.set_forkserver_preload(["albef.data.forkserver", "albef.data.loader"])
     return context
 
 
 def _start_worker(number: int) -> None:
-    """One thread each: there are as many workers as the cores should carry."""
+    """One thread each: there are as many workers as the cores should carry. Ctrl-C is for the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with_parent() -> None:
+    """DataLoader's own watch looks after the server that forked us, which in turn lives as long as we do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

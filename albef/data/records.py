@@ -1,14 +1,23 @@
 """What a source of pictures and captions yields, and the small parts that all sources are made of."""
 
+import array
 import bisect
+import contextlib
 import itertools
+import os
+import tempfile
 import warnings
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
+SMALL = 2**20  # bytes that an array may have to be sent by value
+THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def captions(self, index: int) -> list[str]:
+        """The record's captions alone, without reading its picture."""
+
 
 class ChainSource:
     """Several sources, one after the other."""
@@ -48,24 +60,77 @@ class ChainSource:
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Record:
+        source, own_index = self._at(index)
+        return source[own_index]
+
+    def captions(self, index: int) -> list[str]:
+        source, own_index = self._at(index)
+        return source.captions(own_index)
+
+    def _at(self, index: int) -> tuple[Source, int]:
         place = bisect.bisect_right(self.ends, checked(index, len(self)))
-        return self.sources[place][index - (self.ends[place - 1] if place else 0)]
+        return self.sources[place], index - (self.ends[place - 1] if place else 0)
+
+
+class Shared:
+    """An array that a large data set may have gigabytes of, and that every loader worker needs.
+
+    Pickled, it goes into a temporary file (set TMPDIR to choose the disk) that both processes map into memory; only
+    the path is sent. The file stays as long as the array that was pickled, and is left behind if its process is killed.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values, self.file = values, ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.values.nbytes <= SMALL:
+            return Shared, (self.values,)
+        if not self.file:
+            self.file = _spilled(self.values)
+            self.values = np.asarray(np.load(self.file, mmap_mode="r"))
+            weakref.finalize(self, _remove, self.file)
+        return _mapped, (self.file,)
+
+
+def _spilled(values: NDArray[Any]) -> str:
+    with tempfile.NamedTemporaryFile(prefix="albef-", suffix=".npy", delete=False) as file:
+        try:
+            np.save(file, values)
+        except OSError as error:
+            _remove(file.name)
+            need = f"{values.nbytes / 2**20:,.0f} MiB for its loader workers to share"
+            raise OSError(f"{file.name}: {error}; the data set needs {need}, set TMPDIR to a disk with room") from error
+    return file.name
+
+
+def _mapped(file: str) -> Shared:
+    shared = Shared(np.asarray(np.load(file, mmap_mode="r")))
+    shared.file = file
+    return shared
+
+
+def _remove(file: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(file)
 
 
 class Packed:
-    """A list of strings in one block of bytes."""
+    """A list of strings in one block of bytes; `texts` are taken one by one, and none is kept."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self.ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self.block = b"".join(encoded)
+        block, bounds = bytearray(), array.array("q", [0])
+        for text in texts:
+            block += text.encode("utf-8", "surrogatepass")
+            bounds.append(len(block))
+        self.block = Shared(np.frombuffer(block, dtype=np.uint8))
+        self.bounds = Shared(np.frombuffer(bounds, dtype=np.int64))
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.bounds.values) - 1
 
     def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return self.block[start : self.ends[index]].decode("utf-8", "surrogatepass")
+        start, end = self.bounds.values[index : index + 2]
+        return self.block.values[start:end].tobytes().decode("utf-8", "surrogatepass")
 
 
 def listed(caption: Any) -> list[str]:

@@ -4,20 +4,23 @@ import array
 import gzip
 import io
 import json
-import os
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from albef.data.pictures import PICTURE_SUFFIXES
-from albef.data.records import Packed, Record, checked, decoded, listed, warn_left_out
+from albef.data.progress import tracked
+from albef.data.records import THREADS, Packed, Record, Shared, checked, decoded, listed, warn_left_out
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-ABSENT = (0, -1)  # offset and size of a member that is not there
+Span = tuple[int, int]  # offset and size of a member in its tar file
+Samples = dict[str, dict[str, Span]]  # key to {"picture" | "json" | "txt": (offset, size)}
+ABSENT: Span = (0, -1)  # a member that is not there
 
 
 class TarSource:
@@ -25,8 +28,8 @@ class TarSource:
 
     The headers are read once; pictures and texts are then read where they lie. Captions are the "caption" of KEY.json,
     a string or a list, else the whole of KEY.txt; "category" comes from KEY.json. Compressed shards are unpacked into
-    memory, in every worker. The image_id is the key within the
-    shards' folder: the same key in two shards of a folder means the same thing, in another folder another one.
+    memory, in every worker. The image_id is the key within the shards' folder: the same key in two shards of a folder
+    means the same thing, in another folder another one.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -34,8 +37,8 @@ class TarSource:
         keys: list[str] = []
         places = array.array("q")
         without_picture = without_caption = 0
-        for number, shard in enumerate(self.shards):
-            for key, members in shard.samples().items():
+        for number, samples in enumerate(_indexed(self.shards)):
+            for key, members in samples.items():
                 without_picture += "picture" not in members
                 without_caption += members.keys() == {"picture"}
                 if "picture" in members and len(members) > 1:
@@ -48,21 +51,33 @@ class TarSource:
             raise ValueError(f"{name}: no sample has picture and caption; KEY.jpg with KEY.txt or KEY.json makes one")
         warn_left_out(name, without_picture, without_caption)
         self.keys = Packed(keys)
-        self.places = np.array(places).reshape(-1, 7)  # shard, then offset and size of picture, JSON, text
+        # shard, then offset and size of picture, JSON, text
+        self.places = Shared(np.frombuffer(places, dtype=np.int64).reshape(-1, 7))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Record:
-        number, *spans = self.places[checked(index, len(self))].tolist()
-        shard, key = self.shards[number], self.keys[index]
-        name = f"{shard.file}:{key}"
-        picture, facts, text = (shard.read(*span) for span in zip(spans[::2], spans[1::2], strict=True))
-        about = _facts(facts, name)
-        captions = [caption for caption in listed(about.get("caption")) if caption.strip()] or _caption(text, name)
-        category = about.get("category")
-        image_id = str(shard.file.parent / key)
-        return Record(name, picture or b"", captions, image_id, category if isinstance(category, str) else None)
+        shard, key, picture, *texts = self._at(index)
+        captions, category = shard.texts(key, *texts)
+        data = shard.read(picture) or b""
+        return Record(f"{shard.file}:{key}", data, captions, str(shard.file.parent / key), category)
+
+    def captions(self, index: int) -> list[str]:
+        shard, key, _, *texts = self._at(index)
+        return shard.texts(key, *texts)[0]
+
+    def _at(self, index: int) -> tuple["_Shard", str, Span, Span, Span]:
+        """Shard and key of a sample, and where its picture, JSON and text lie."""
+        number, *ends = self.places.values[checked(index, len(self))].tolist()
+        picture, facts, text = zip(ends[::2], ends[1::2], strict=True)
+        return self.shards[number], self.keys[index], picture, facts, text
+
+
+def _indexed(shards: "Sequence[_Shard]") -> Iterator[Samples]:
+    """What lies where in each shard; several are read at once, since a network's files are slow to answer."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from tracked(pool.map(_Shard.samples, shards), len(shards), "reading shards")
 
 
 class _Shard:
@@ -72,9 +87,9 @@ class _Shard:
         self.file = file
         self.unpacked: bytes | None = None
 
-    def samples(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Key to {"picture" | "json" | "txt": (offset, size)}, in the order of the file."""
-        found: dict[str, dict[str, tuple[int, int]]] = {}
+    def samples(self) -> Samples:
+        """Every key with the places of its members, in the order of the file."""
+        found: Samples = {}
         try:
             with self._open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
@@ -88,17 +103,25 @@ class _Shard:
             raise ValueError(f"{self.file}: not a whole tar file ({error}); fetch it again or leave it out") from error
         return found
 
-    def read(self, offset: int, size: int) -> bytes | None:
+    def texts(self, key: str, facts: Span, text: Span) -> tuple[list[str], str | None]:
+        """Captions and category of a sample, whose JSON and text lie there."""
+        name = f"{self.file}:{key}"
+        about, category = _facts(self.read(facts), name), None
+        captions = [caption for caption in listed(about.get("caption")) if caption.strip()]
+        if isinstance(about.get("category"), str):
+            category = about["category"]
+        return captions or _caption(self.read(text), name), category
+
+    def read(self, span: Span) -> bytes | None:
         """A member's bytes; None where there is no such member."""
+        offset, size = span
         if size < 0:
             return None
         if self._is_compressed:
             return self._content()[offset : offset + size]
-        descriptor = os.open(self.file, os.O_RDONLY)  # opened anew each time: nothing to share or to run out of
-        try:
-            return os.pread(descriptor, size, offset)
-        finally:
-            os.close(descriptor)
+        with self.file.open("rb") as file:  # opened anew each time: nothing to share or to run out of
+            file.seek(offset)
+            return file.read(size)
 
     def _open(self) -> BinaryIO:
         return io.BytesIO(self._content()) if self._is_compressed else self.file.open("rb")

@@ -1,7 +1,8 @@
 """Where pictures and their captions lie: JSON lists, WebDataset shards, folders; one map-style interface for all.
 
 A source knows its length and gives a Record at random by number. It keeps little per sample (packed bytes and numpy
-arrays, no Python objects), so that millions of samples stay small and are cheap to hand to loader workers.
+arrays, no Python objects), so that millions of samples stay small; loader workers share them with the process that
+they work for.
 """
 
 import difflib
@@ -10,15 +11,19 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from albef.data.pictures import PICTURE_SUFFIXES
+from albef.data.progress import tracked
 from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
 from albef.data.shards import TAR_SUFFIXES, TarSource
 from albef.files import data_path
 
+_SPACE = r"[ \t\n\r]*"
+_LIST_START = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^ \t\n\r\]])")
+_NEXT_OR_END = re.compile(rf"{_SPACE}(?:(,){_SPACE}|\]{_SPACE}\Z)")
 EXAMPLE = '{"image": "train/0001.jpg", "caption": "a dog runs"} ("caption" may be a list; "image_id" may be added)'
 
 
@@ -41,6 +46,19 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     if not sources:
         raise ValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of pictures")
     return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def captions_of(source: Source, indices: Sequence[int]) -> Iterator[str]:
+    """All captions of the records `indices`, without reading pictures.
+
+    Records that cannot be read are passed over: whoever reads their pictures counts and names them.
+    """
+    for index in tracked(indices, len(indices), "reading captions"):
+        try:
+            captions = source.captions(index)
+        except (ValueError, OSError):
+            continue
+        yield from captions
 
 
 def _open(file: Path, image_root: str | None) -> Source:
@@ -86,29 +104,53 @@ class JsonSource:
     """The original's annotation lists for pre-training and retrieval (spec 5.1).
 
     Ids, given as "image_id" or else the path, count within the pictures' folder: other data sets may use the same.
+    While the list is read, the file's text is held whole (for a moment as bytes too), its records one at a time.
     """
 
     def __init__(self, file: Path, image_root: str | None = None) -> None:
-        try:
-            records = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{file}: not valid JSON ({error}); one list of records is expected: [{EXAMPLE}]"
-            ) from error
-        if not isinstance(records, list) or not records:
-            got = "an empty list" if isinstance(records, list) else _kind(records)
-            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{EXAMPLE}]")
-        for number, record in enumerate(records):
-            _check_record(file, number, record)
-        self.root = Path(image_root) if image_root else _root_of(file, records[0]["image"])
-        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in records)
+        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in _records(file))
+        self.root = Path(image_root) if image_root else _root_of(file, self._essence(0)[0])
 
     def __len__(self) -> int:
         return len(self.packed)
 
     def __getitem__(self, index: int) -> Record:
-        image, captions, image_id, category = json.loads(self.packed[checked(index, len(self))])
+        image, captions, image_id, category = self._essence(index)
         return Record(str(self.root / image), self.root / image, captions, str(self.root / image_id), category)
+
+    def captions(self, index: int) -> list[str]:
+        return self._essence(index)[1]
+
+    def _essence(self, index: int) -> list[Any]:
+        return json.loads(self.packed[checked(index, len(self))])
+
+
+def _records(file: Path) -> Iterator[dict[str, Any]]:
+    """The checked records of a JSON list."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if not _LIST_START.match(text):
+            whole = json.loads(text)
+            got = "an empty list" if whole == [] else _kind(whole)
+            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{EXAMPLE}]")
+        for number, record in enumerate(_elements(text)):
+            _check_record(file, number, record)
+            yield record
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); one list of records is expected: [{EXAMPLE}]") from error
+
+
+def _elements(text: str) -> Iterator[Any]:
+    """The elements of a JSON list, parsed one by one: together they would take several times the room of the text."""
+    decode, found = json.JSONDecoder().raw_decode, _LIST_START.match(text)
+    comma: str | None = ","
+    while found and comma:
+        value, place = decode(text, found.end())
+        yield value
+        found = _NEXT_OR_END.match(text, place)
+        if not found:
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+        comma = found[1]
 
 
 def _essence(record: dict[str, Any]) -> list[Any]:
@@ -169,7 +211,13 @@ class FolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        name = self.names[checked(index, len(self))]
-        path = self.folder / name
+        path = self._path(index)
+        return Record(str(path), path, self.captions(index), str(path))
+
+    def captions(self, index: int) -> list[str]:
+        path = self._path(index)
         lines = decoded(path.with_suffix(".txt").read_bytes(), str(path)).splitlines()
-        return Record(str(path), path, [line.strip() for line in lines if line.strip()], str(path))
+        return [line.strip() for line in lines if line.strip()]
+
+    def _path(self, index: int) -> Path:
+        return self.folder / self.names[checked(index, len(self))]

@@ -97,7 +97,7 @@ def _pretrain(recipe: Recipe, folder: Path) -> dict[str, Any]:
         return state["evaluation"]
     console.print("reading and decoding the pictures, then training")
     with distributed.session() as device:
-        return engine.train(make_task(recipe), recipe, folder, device)
+        return engine.train(make_task(recipe, folder), recipe, folder, device)
 
 
 def _tell(out: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> None:

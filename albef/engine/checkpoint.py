@@ -29,4 +29,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} can't be read ({error}); delete it to start the run anew") from error
+        raise ValueError(
+            f"{path} can't be read, it is damaged or no checkpoint; delete it to start the run anew"
+        ) from error

@@ -47,7 +47,7 @@ class RunLog:
         if not quiet:
             path = folder / LOG
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start]
+                kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
                 path.write_text("".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
         self.board = None
@@ -98,10 +98,18 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 _SHOWN = ("loss", "itc", "itm", "mlm", "samples_per_second", "mfu")
+
+
+def _step(line: str) -> float:
+    """A log line's step; a line that a crash cut short is of no step that is kept."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import time
 import warnings
@@ -22,7 +23,7 @@ from albef.engine.log import RunLog, peak_flops
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.recipe import Recipe
 
-RECIPE = "recipe.json"
+RECIPE, MODEL = "recipe.json", "model"
 
 
 class Task(Protocol):
@@ -35,6 +36,9 @@ class Task(Protocol):
     """Floating-point operations of the last step, per pair."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]: ...
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What is done to a batch on the device, in float32, before the objective sees it."""
 
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]: ...
 
@@ -54,8 +58,8 @@ def train(task: Task, recipe: Recipe, folder: Path, device: torch.device) -> dic
     """Runs `recipe` in `folder` to its end, from the folder's checkpoint if there is one; returns the last evaluation.
 
     The folder receives `recipe.json`, `log.jsonl`, `checkpoint.pt` and `model/`. Every step's random numbers come from
-    (seed, step, rank), so an interrupted run gives the same weights as one in a piece. SIGTERM or Ctrl-C saves and
-    raises `Interrupted`.
+    (seed, step, rank), so an interrupted run gives the same weights as one in a piece (unless `max_seconds` lets the
+    clock decide). SIGTERM or Ctrl-C saves and raises `Interrupted`.
     """
     run = _Run(task, recipe, folder, device)
     with run.log, _stop_signals() as stop:
@@ -66,6 +70,11 @@ def train(task: Task, recipe: Recipe, folder: Path, device: torch.device) -> dic
 class _Run:
     def __init__(self, task: Task, recipe: Recipe, folder: Path, device: torch.device) -> None:
         self.task, self.recipe, self.folder, self.device = task, recipe, folder, device
+        if task.pairs < recipe.batch_size:
+            raise ValueError(
+                f"recipe {recipe.name!r}: batch_size {recipe.batch_size} is more than the {task.pairs} training pairs; "
+                "lower it or add data"
+            )
         self.steps_per_epoch = task.pairs // recipe.batch_size
         self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
         if not self.steps:
@@ -73,58 +82,52 @@ class _Run:
         task.objective.to(device)
         self.optimizer = make_optimizer(task.objective, recipe.optim)
         self.step, self.seconds, self.evaluation = 0, 0.0, dict[str, Any]()
-        self.progress = self.time_progress = 0.0
+        self.progress = self.time_progress = self.step_seconds = 0.0
         self._restore()
+        self.start = self.step
         self.objective = self._distribute(task.objective)
         self.broken = BrokenCounter(recipe.data.broken_limit)
         self.log = RunLog(folder, self.step, self.steps, recipe.tensorboard, quiet=distributed.rank() > 0)
         self.seen: dict[str, list[Tensor]] = {}
+        self.logged = (self.step, 0.0)
+        self.named = 0
 
     def learn(self, stop: list[int]) -> None:
-        """Every remaining step, with evaluation, logging and saving in between."""
+        """Every remaining step, with logging, saving and evaluation in between."""
         recipe = self.recipe
         batches = self.task.batches(self.step)
         self.objective.train()
-        mark, marked, first = time.perf_counter(), self.step, self.step
         while not self._finished(stop):
             started = time.perf_counter()
-            figures = self._learn_from(next(batches))
-            self.seconds += time.perf_counter() - started
-            self.step += 1
-            self.log.tick(self.step, self._eta(first), self._expected_steps())
+            rate = self._learn_from(next(batches))
+            self._count(time.perf_counter() - started)
             if self.step % recipe.log_steps == 0:
-                speed = (self.step - marked) * recipe.batch_size / (time.perf_counter() - mark)
-                self._record(figures, speed, first)
-                mark, marked = time.perf_counter(), self.step
-            if recipe.evaluate_steps and self.step % recipe.evaluate_steps == 0:
-                pause = time.perf_counter()
-                self._evaluate()
-                mark += time.perf_counter() - pause
+                self._record(rate)
             if recipe.save_steps and self.step % recipe.save_steps == 0:
-                pause = time.perf_counter()
                 self.save()
-                mark += time.perf_counter() - pause
-        self.broken.check(final=True)
+            if recipe.evaluate_steps and self.step % recipe.evaluate_steps == 0:
+                self._evaluate()
         if stop:
             self.save()
             raise Interrupted(
                 f"stopped at step {self.step} of {self.steps} and saved; go on with: albef train --resume {self.folder}"
             )
-        if self.step > first or not self.evaluation:
+        if self.step > self.start or not self.evaluation:
+            self.save()
+            self.broken.check(final=True)
             if not recipe.evaluate_steps or self.step % recipe.evaluate_steps:
                 self._evaluate()
             self.save()
-        if self.broken.failures:
-            self.log.say(self.broken.report())
 
-    def _learn_from(self, batch: dict[str, Any]) -> dict[str, float]:
+    def _learn_from(self, batch: dict[str, Any]) -> float:
+        """One step; returns its learning rate."""
         recipe = self.recipe
-        torch.manual_seed(((recipe.seed << 40) ^ (self.step << 10) ^ distributed.rank()) % 2**63)
+        torch.manual_seed((recipe.seed << 40) ^ (self.step << 10) ^ distributed.rank())
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.broken.add(batch.pop("broken", []), recipe.batch_size // distributed.world_size())
-        batch = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        batch = self.task.prepare({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
         with autocast(self.device, recipe.precision):
             losses = self.task.losses(self.objective, batch, self.step, self.progress)
         torch.stack(list(losses.values())).sum().backward()
@@ -133,29 +136,60 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         for name, value in {**losses, "gradient_norm": norm}.items():
             self.seen.setdefault(name, []).append(value.detach())
-        return {"lr": rate}
+        return rate
 
-    def _record(self, figures: dict[str, float], speed: float, first: int) -> None:
+    def _count(self, seconds: float) -> None:
+        """Counts a step and the time it took; the recent average foretells the rest."""
+        self.step += 1
+        self.seconds += seconds
+        recent = min(50, self.step - self.start)
+        self.step_seconds += (seconds - self.step_seconds) / recent
+        self.log.tick(self.step, self._eta(), self._expected_steps())
+
+    def _record(self, rate: float) -> None:
         """A line of the log: means since the last one."""
-        world = distributed.world_size()
-        means = {name: float(distributed.total(torch.stack(seen).mean())) / world for name, seen in self.seen.items()}
-        self.seen.clear()
-        if not all(value == value for value in means.values()):
-            raise FloatingPointError(f"step {self.step}: a loss is not a number ({means}); lower optim.lr or clip_norm")
-        figures = means | figures | {"samples_per_second": speed, "seconds": self.seconds}
+        means = self._means()
+        step, seconds = self.logged
+        self.logged = (self.step, self.seconds)
+        speed = (
+            (self.step - step)
+            * self.recipe.batch_size
+            / (self.seconds - seconds if step > self.start else self.seconds)
+        )
+        figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": self.seconds}
         peak = peak_flops(self.device)
         if peak:
             figures["mfu"] = speed * self.task.flops_per_pair / (peak * distributed.world_size())
             figures["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if self.broken.failures:
             figures["broken"] = self.broken.failures
+            self._name_broken(figures)
+        self.log.figures(self.step, figures, self._eta())
         self.broken.check()
-        self.log.figures(self.step, figures, self._eta(first))
+
+    def _means(self) -> dict[str, float]:
+        """Of what was seen since the last call, over all ranks; a loss that is not a number ends the run here."""
+        world = distributed.world_size()
+        means = {name: float(distributed.total(torch.stack(seen).mean())) / world for name, seen in self.seen.items()}
+        self.seen.clear()
+        if not all(value == value for value in means.values()):
+            raise FloatingPointError(
+                f"step {self.step}: a loss is not a number ({means}); lower optim.lr, or set optim.clip_norm to 1"
+            )
+        return means
+
+    def _name_broken(self, figures: dict[str, Any]) -> None:
+        """Names the pictures that turned out unreadable since the last line, in the log and on the screen."""
+        new = [f"{name} ({reason})" for name, reason in list(self.broken.reasons.items())[self.named :]]
+        self.named += len(new)
+        if new:
+            figures["broken_pictures"] = new
+            self.log.say(f"left out, because unreadable: {', '.join(new)}")
 
     def _evaluate(self) -> None:
+        """In float32, as `albef evaluate` does."""
         self.objective.eval()
-        with autocast(self.device, self.recipe.precision):
-            self.evaluation = self.task.evaluate()
+        self.evaluation = self.task.evaluate()
         self.objective.train()
         if self.evaluation:
             headline = self.task.headline(self.evaluation)
@@ -163,24 +197,37 @@ class _Run:
 
     def save(self) -> None:
         """Checkpoint and model, by the first rank (all hold the same)."""
+        if any(not torch.isfinite(torch.stack(seen)).all() for seen in self.seen.values()):
+            self._means()  # says what is wrong, and keeps the last good checkpoint
         if distributed.rank() == 0:
-            self.task.save_model(self.folder / "model")
+            self.task.save_model(self.folder / MODEL)
             state = {
                 "objective": self.task.objective.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "evaluation": self.evaluation,
+                "pairs": self.task.pairs,
             }
             checkpoint.save(self.folder, state)
 
     def _restore(self) -> None:
         state = checkpoint.load(self.folder)
+        self.step = state["step"] if state else 0
+        if distributed.highest([self.step, -self.step], self.device) != [self.step, -self.step]:
+            raise ValueError(f"the ranks see different checkpoints in {self.folder}; it must be a shared folder")
         if state is None:
             return
+        if state["pairs"] != self.task.pairs:
+            raise ValueError(
+                f"{self.folder} was trained on {state['pairs']} pairs, now there are {self.task.pairs}: the order of "
+                "samples would differ. Restore the data, or start a new run with --init from this one's model"
+            )
         self.task.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.evaluation = state["step"], state["seconds"], state["evaluation"]
+        self.seconds, self.evaluation = state["seconds"], state["evaluation"]
+        if self.recipe.max_seconds:
+            self.time_progress = self.seconds / self.recipe.max_seconds
 
     def _distribute(self, objective: nn.Module) -> nn.Module:
         if not distributed.active():
@@ -223,12 +270,12 @@ class _Run:
     def _expected_steps(self) -> int:
         """The run's length as it looks now: with a time limit, what its speed so far allows."""
         limit = self.recipe.max_seconds
-        if not limit or not self.seconds:
+        if not limit or not self.step_seconds:
             return self.steps
-        return max(self.step, min(self.steps, round(self.step * limit / self.seconds)))
+        return min(self.steps, self.step + max(0, round((limit - self.seconds) / self.step_seconds)))
 
-    def _eta(self, first: int) -> float:
-        return (self._expected_steps() - self.step) * self.seconds / max(self.step, 1)
+    def _eta(self) -> float:
+        return (self._expected_steps() - self.step) * self.step_seconds
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -240,7 +287,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch we take
     return bool(capabilities and capabilities().get("avx512_bf16"))
 
@@ -252,7 +299,8 @@ def prepare_folder(recipe: Recipe, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(path)
     distributed.wait()
-    different = sorted(_differences(asdict(Recipe.load(path)), asdict(recipe)))
+    now = json.loads(json.dumps(asdict(recipe)))  # as the file has it: lists for tuples
+    different = sorted(_differences(json.loads(path.read_text()), now))
     if different:
         raise ValueError(
             f"{folder} holds a run of another recipe (different: {', '.join(different)}); go on with that one by "

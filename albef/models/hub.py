@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def save(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], d
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)  # whole or absent, whenever a crash comes
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -29,15 +31,6 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = model_folder(folder, (CONFIG, WEIGHTS))
     state = {name: value.float() for name, value in load_file(path / WEIGHTS).items()}
     return json.loads((path / CONFIG).read_text()), state
-
-
-def push(folder: str | Path, repository: str) -> str:
-    """Uploads a saved model's folder to the Hugging Face hub; returns its address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    return str(api.upload_folder(folder_path=str(folder), repo_id=repository))
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

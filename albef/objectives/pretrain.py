@@ -31,7 +31,8 @@ class PretrainObjective(nn.Module):
 
     Pairs that share picture or caption count as positives in ITC, over all ranks and the queue, and are never drawn
     as ITM negatives. `official=True` restores the original: only a pair itself is positive, only the own rank's batch
-    and the queue are compared, the teacher keeps its dropout.
+    and the queue are compared, the teacher keeps its dropout. `itc=False` leaves alignment out, to see what it is for:
+    negatives are then drawn evenly.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class PretrainObjective(nn.Module):
         itm_negatives: int = 1,
         mask_id: int = 103,
         cls_id: int = 101,
+        itc: bool = True,
         official: bool = False,
     ) -> None:
         super().__init__()
@@ -50,7 +52,7 @@ class PretrainObjective(nn.Module):
         self.teacher = MomentumTeacher(model, momentum, dropout=official)
         self.queue = FeatureQueue(queue_size, model.config.embed_dim)
         self.mlm_probability, self.mask_id, self.cls_id = mlm_probability, mask_id, cls_id
-        self.itm_negatives, self.official = itm_negatives, official
+        self.itm_negatives, self.itc, self.official = itm_negatives, itc, official
 
     def forward(self, batch: dict[str, Tensor], alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
@@ -73,7 +75,7 @@ class PretrainObjective(nn.Module):
         itm = self._match(batch, text, keys_values, logits_i2t, logits_t2i, same)
         # Fill in
         mlm = self._fill_in(batch, keys_values, image_t, alpha)
-        return {"itc": itc, "itm": itm, "mlm": mlm}
+        return {"itc": itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
     def _encode(self, model: AlbefModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         image = model.encode_image(batch["pixel_values"])
@@ -149,6 +151,8 @@ class PretrainObjective(nn.Module):
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, itm_negatives] each, -1 where there is none."""
         count = self.itm_negatives
+        if not self.itc:  # features that nothing aligns say nothing of hardness
+            logits_i2t, logits_t2i = torch.zeros_like(logits_i2t), torch.zeros_like(logits_t2i)
         return draw_negatives(logits_t2i, same, count), draw_negatives(logits_i2t, same, count)
 
     def mask_words(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

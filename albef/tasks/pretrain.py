@@ -17,9 +17,9 @@ from albef import distributed
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import BrokenCounter
-from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, make_loader
+from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, make_loader, read_sample
 from albef.data.processor import Processor, load_tokenizer, train_tokenizer
-from albef.data.sources import open_sources
+from albef.data.sources import Source, open_sources
 from albef.engine.optim import ramp
 from albef.models.albef import AlbefModel
 from albef.models.flops import pretraining_flops
@@ -31,7 +31,7 @@ from albef.tasks import retrieval
 class Pretrain:
     """Image-text pre-training on the pairs of `recipe.data.train`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
         if not recipe.data.train:
             raise ValueError(
                 f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of pictures, "
@@ -42,7 +42,8 @@ class Pretrain:
             raise ValueError(f"batch_size {recipe.batch_size} can't be split evenly over {world} ranks")
         self.recipe = recipe
         self.source = open_sources(recipe.data.train, recipe.data.image_root)
-        model, self.processor = self._start()
+        self.validation = self._open_validation()
+        model, self.processor = self._start(folder / "model")
         self.cached = self._keep_in_memory() if recipe.data.augment == "affine" else None
         self.pairs = len(self.source if self.cached is None else self.cached)
         model.gradient_checkpointing(recipe.gradient_checkpointing)
@@ -55,6 +56,7 @@ class Pretrain:
             options.itm_negatives,
             self.processor.mask_id,
             self.processor.cls_id,
+            options.itc,
             options.official,
         )
         if recipe.compile:
@@ -62,23 +64,34 @@ class Pretrain:
         self.flops_per_pair = 0.0
         self.augment = BatchAugment(model.config.image_size, data.zoom, data.shift, data.angle, data.colour)
 
-    def _start(self) -> tuple[AlbefModel, Processor]:
-        """A new model, or the saved one of `recipe.init` at this recipe's image size."""
-        recipe = self.recipe
+    def _open_validation(self) -> Source | None:
+        """The pictures to search while training. It reads the first: a wrong path should fail now, not in hours."""
+        data = self.recipe.data
+        if not data.validation:
+            return None
+        source = open_sources(data.validation, data.image_root)
+        read_sample(source, 0)
+        return source
+
+    def _start(self, saved: Path) -> tuple[AlbefModel, Processor]:
+        """A new model, or that of `recipe.init` at this recipe's image size; a run that goes on keeps its words."""
+        recipe, data = self.recipe, self.recipe.data
         torch.manual_seed(recipe.seed)
         if recipe.init:
             model = AlbefModel.from_pretrained(recipe.init, image_size=recipe.model.image_size)
             processor = Processor.from_pretrained(recipe.init)
             processor.image_size = model.config.image_size
             return model.train(), processor
-        if recipe.data.tokenizer:
-            tokenizer = load_tokenizer(recipe.data.tokenizer)
+        if (saved / "tokenizer.json").exists():
+            tokenizer = load_tokenizer(str(saved / "tokenizer.json"))
+        elif data.tokenizer:
+            tokenizer = load_tokenizer(data.tokenizer)
         else:
             tokenizer = train_tokenizer(self._captions(), recipe.model.vocab_size)
-        config = replace(recipe.model, vocab_size=tokenizer.get_vocab_size())
-        data = recipe.data
-        processor = Processor(tokenizer, config.image_size, max_words=data.max_words, max_tokens=data.max_tokens)
-        return AlbefModel(config), processor
+        model = AlbefModel(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
+        model.temp.data.fill_(recipe.pretraining.temp)
+        size = model.config.image_size
+        return model, Processor(tokenizer, size, max_words=data.max_words, max_tokens=data.max_tokens)
 
     def _captions(self) -> Iterator[str]:
         """Captions to learn a vocabulary from: all, or of evenly spaced records when there are very many."""
@@ -109,34 +122,27 @@ class Pretrain:
         training = TrainingSet(self.source, self.processor, transform, recipe.seed)
         return iter(make_loader(training, order, Collate(self.processor, data.max_tokens), data.workers))
 
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Augments pixels that were kept in memory, and normalises them."""
+        pixels = batch["pixel_values"] if self.cached is None else self.augment(batch["pixel_values"])
+        return {**batch, "pixel_values": self.processor.normalise(pixels)}
+
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; their sum is learnt from."""
-        options = self.recipe.pretraining
-        ramp_steps = options.alpha_ramp_steps
-        alpha = ramp(options.alpha, step, self.pairs // self.recipe.batch_size if ramp_steps is None else ramp_steps)
-        pixels = batch["pixel_values"]
-        if self.cached is not None:
-            pixels = self.augment(pixels)
-        batch = {**batch, "pixel_values": self.processor.normalise(pixels)}
+        options, words = self.recipe.pretraining, batch["input_ids"].shape[1]
+        steps = self.pairs // self.recipe.batch_size if options.alpha_ramp_steps is None else options.alpha_ramp_steps
         fuse = progress >= options.align_first
-        self.flops_per_pair = pretraining_flops(
-            self.objective.model.config,
-            batch["input_ids"].shape[1],
-            options.mlm_probability,
-            options.itm_negatives,
-            fuse,
-        )
-        losses = objective(batch, alpha, fuse)
-        return losses if options.itc else {name: loss for name, loss in losses.items() if name != "itc"}
+        config = self.objective.model.config
+        self.flops_per_pair = pretraining_flops(config, words, options.mlm_probability, options.itm_negatives, fuse)
+        return objective(batch, ramp(options.alpha, step, steps), fuse)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
         """Zero-shot retrieval on `recipe.data.validation`: recalls by ITC, by ITM and by their sum."""
-        if not self.recipe.data.validation:
+        if self.validation is None:
             return {}
-        data, model = self.recipe.data, self.objective.model.eval()
-        source = open_sources(data.validation, data.image_root)
-        gallery = retrieval.encode(model, self.processor, source, data.validation_captions)
+        model, first = self.objective.model.eval(), self.recipe.data.validation_captions
+        gallery = retrieval.encode(model, self.processor, self.validation, first)
         return {**retrieval.evaluate(model, gallery, self.recipe.k_test)}
 
     def headline(self, evaluation: dict[str, Any]) -> str:
@@ -149,7 +155,8 @@ class Pretrain:
 
 
 def compile_blocks(objective: PretrainObjective) -> None:
-    """Compiles the transformer blocks of student and teacher, each kind once."""
+    """Compiles the transformer blocks of student and teacher; lengths and modes are kinds of their own."""
+    torch._dynamo.config.recompile_limit = 64
     for model in (objective.model, objective.teacher.model):
         for layer in (*model.visual_encoder.blocks, *model.text_encoder.layers, *model.fusion_encoder.layers):
             layer.compile()

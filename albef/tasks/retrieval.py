@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -43,29 +44,37 @@ def encode(
 ) -> Gallery:
     """Every readable picture of `source` with its captions (the first so many), encoded.
 
-    Pictures that can't be read are left out with a warning. `tick` is told of every picture done.
+    Records of one picture are one row with all their captions. Pictures that can't be read are left out with a warning;
+    ValueError if none can. `tick` is told of every record done.
     """
-    captions: list[list[str]] = []
+    captions: dict[str, list[str]] = {}
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(source), batch_size):
-            records, pixels = read_pictures(source, range(start, min(start + batch_size, len(source))), processor)
-            captions.extend(record.captions[:captions_per_picture] for record in records)
+            indices = range(start, min(start + batch_size, len(source)))
+            records, pixels = read_pictures(source, indices, processor)
+            fresh = []
+            for row, record in enumerate(records):
+                if record.image_id not in captions:
+                    fresh.append(row)
+                captions.setdefault(record.image_id, []).extend(record.captions)
             if tick:
-                tick(min(batch_size, len(source) - start))
-            if records:
-                yield processor.normalise(pixels.to(model.temp.device))
+                tick(len(indices))
+            if fresh:
+                yield processor.normalise(pixels[fresh].to(model.temp.device))
 
     image_tokens, z_image = encode_images(model, batches())
-    texts = [caption for own in captions for caption in own]
-    image_of_text = torch.tensor([image for image, own in enumerate(captions) for _ in own], device=z_image.device)
-    return Gallery(image_tokens, z_image, *encode_texts(model, processor, texts), image_of_text)
+    texts = [own[:captions_per_picture] for own in captions.values()]
+    image_of_text = torch.tensor([image for image, own in enumerate(texts) for _ in own], device=z_image.device)
+    return Gallery(image_tokens, z_image, *encode_texts(model, processor, list(chain(*texts))), image_of_text)
 
 
 @torch.no_grad()
 def encode_images(model: AlbefModel, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Batches of normalised pixels -> all image tokens [I, S, Dv] and unit vectors [I, E]."""
     tokens = [model.encode_image(batch) for batch in batches]
+    if not tokens:
+        raise ValueError("none of the pictures could be read; check the paths and image_root")
     return torch.cat(tokens), torch.cat([model.project_image(part) for part in tokens])
 
 
