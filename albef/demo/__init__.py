@@ -30,13 +30,13 @@ from albef.tasks import make_task, retrieval
 SHIPPED = Path(__file__).parents[1] / "assets" / "models" / "emoji"
 QUERIES = (
     "red fruit",
-    "sad face",
-    "musical instrument",
-    "sea animal",
-    "person running",
-    "clock",
     "flying machine",
-    "yellow flower",
+    "guitar",
+    "dolphin",
+    "umbrella rain",
+    "red heart",
+    "dog face",
+    "person running",
 )
 # picture and text; the last pair is wrong on purpose
 MAPPED = (
@@ -65,8 +65,9 @@ def run(out: Path, seconds: float, seed: int, top: int) -> None:
         soft_wrap=True,
     )
     try:
+        style = UnseenStyle.load(SHIPPED)  # first: if it can't be had, say so before the minutes of training
         evaluation = _pretrain(recipe, out / "run")
-        _tell(out, recipe, evaluation, top)
+        _tell(style, out, recipe, evaluation, top)
     except (engine.Interrupted, KeyboardInterrupt):
         print(f"stopped; what was learnt is in {out / 'run'}, and the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -100,9 +101,8 @@ def _pretrain(recipe: Recipe, folder: Path) -> dict[str, Any]:
         return engine.train(make_task(recipe, folder), recipe, folder, device)
 
 
-def _tell(out: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> None:
+def _tell(style: UnseenStyle, out: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> None:
     """Everything after the training: evaluate, search, explain, write; then what the user types."""
-    style = UnseenStyle.load(SHIPPED)
     made = _explain(style, out / "run", recipe, evaluation, top)
     page = _write(out / "report.html", report.render(made))
     for query in made.queries:

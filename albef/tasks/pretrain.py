@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from albef import distributed
@@ -19,7 +18,7 @@ from albef.data.augment_batch import BatchAugment
 from albef.data.broken import BrokenCounter
 from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, make_loader, read_sample
 from albef.data.processor import Processor, load_tokenizer, train_tokenizer
-from albef.data.sources import Source, open_sources
+from albef.data.sources import Source, captions_of, open_sources
 from albef.engine.optim import ramp
 from albef.models.albef import AlbefModel
 from albef.models.flops import pretraining_flops
@@ -96,9 +95,7 @@ class Pretrain:
     def _captions(self) -> Iterator[str]:
         """Captions to learn a vocabulary from: all, or of evenly spaced records when there are very many."""
         step = max(1, len(self.source) // 200_000)
-        indices = range(0, len(self.source), step)
-        for index in track(indices, "reading captions", transient=True, disable=not sys.stderr.isatty()):
-            yield from self.source[index].captions
+        return captions_of(self.source, range(0, len(self.source), step))
 
     def _keep_in_memory(self) -> CachedSet:
         data, size = self.recipe.data, self.recipe.data.cache_size

@@ -1,4 +1,9 @@
 import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +166,56 @@ class TestLoading:
             same(first, second)
 
 
+SLOW_LOADER = """
+import signal, time
+from albef.data.loader import make_loader
+
+class Slow:
+    def __getitem__(self, index):
+        time.sleep(0.1)
+        return index
+
+if __name__ == "__main__":
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: caught.append(number))
+    batches = iter(make_loader(Slow(), [[index] for index in range(30)], list, workers=2))
+    print(next(batches), flush=True)
+    while len(caught) < 2:
+        time.sleep(0.01)
+    print(caught, sum(index for [index] in batches), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a group")
+class TestSignals:
+    """A process that trains is signalled with its whole group, as a terminal and torchrun do."""
+
+    @pytest.fixture
+    def trainer(self, tmp_path):
+        """Has had its first batch. Its output ends when the last process that it left has ended."""
+        (tmp_path / "slow.py").write_text(SLOW_LOADER)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, str(tmp_path / "slow.py")]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        ) as process:
+            assert process.stdout.readline() == "[0]\n"
+            yield process
+            process.kill()
+
+    def test_workers_live_on_while_the_run_is_saved(self, trainer):
+        os.killpg(trainer.pid, signal.SIGINT)
+        os.killpg(trainer.pid, signal.SIGTERM)
+        rest, _ = trainer.communicate(timeout=60)
+        assert rest.endswith(f"] {sum(range(1, 30))}\n")
+        assert trainer.returncode == 0
+
+    def test_workers_end_with_a_process_that_is_killed(self, trainer):
+        os.killpg(trainer.pid, signal.SIGKILL)
+        assert trainer.communicate(timeout=60) == ("", None)
+
+
 class TestCachedSet:
     def test_same_batch_as_the_loader_but_for_augmentation(self, source, processor):
         whole = TrainTransform(processor.image_size, scale=None, flip=False)
@@ -169,13 +224,11 @@ class TestCachedSet:
         for batch in StepBatches(len(cached), 5, steps=6, seed=9):
             same(cached.batch(batch), Collate(processor)([data[pair] for pair in batch]))
 
-    def test_own_size_and_progress(self, source, processor):
-        seen = []
-        cached = CachedSet(source, processor, (6, 5), max_tokens=2, progress=lambda *done: seen.append(done))
+    def test_own_size(self, source, processor):
+        cached = CachedSet(source, processor, (6, 5), max_tokens=2)
         assert cached.pixels.shape == (12, 3, 6, 5)
         assert cached.batch([(0, 11), (3, 0)])["input_ids"].shape == (2, 2)
         assert cached.batch([(0, 11)])["pixel_values"].unique().tolist() == [220]
-        assert seen == [(n, 12) for n in range(1, 13)]
         assert processor.image_size == (16, 24)
 
     def test_resizing_is_the_processors(self, tmp_path, processor):

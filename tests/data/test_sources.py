@@ -1,13 +1,19 @@
+import gc
 import gzip
+import io
 import json
 import os
 import pickle
+import sys
+import tempfile
 import warnings
 
+import numpy as np
 import pytest
 
+from albef.data import progress, records, shards
 from albef.data.pictures import open_picture
-from albef.data.sources import expand, open_sources
+from albef.data.sources import captions_of, expand, open_sources
 from tests.data.conftest import picture, write_json, write_tar
 
 RED = picture((255, 0, 0))
@@ -76,10 +82,19 @@ class TestJson:
         with pytest.raises(ValueError, match=message):
             open_sources([str(file)])
 
-    def test_no_json(self, tmp_path):
-        (tmp_path / "list.json").write_text('[{"image": "a"')
+    @pytest.mark.parametrize(
+        "text", ['[{"image": "a"', "[", "", "[%s", "[%s, ]", "[%s %s]", "[%s] []", "[%s],", "{", "[, %s]", "\ufeff[%s]"]
+    )
+    def test_no_json(self, tmp_path, text):
+        (tmp_path / "list.json").write_text(text.replace("%s", '{"image": "a", "caption": "b"}'), encoding="utf-8")
         with pytest.raises(ValueError, match=r"list\.json: not valid JSON \(.*line 1.*\); one list of records"):
             open_sources([str(tmp_path / "list.json")])
+
+    @pytest.mark.parametrize("text", ["[%s,%s]", " \n[ %s\t,\r\n%s ]\n", "[%s , %s\n]"])
+    def test_spaces(self, tmp_path, text):
+        record = json.dumps({"image": "a", "caption": ']}, "['}, indent=1)
+        (tmp_path / "list.json").write_text(text.replace("%s", record))
+        assert texts(open_sources([str(tmp_path / "list.json")]), tmp_path) == [("a", [']}, "['])] * 2
 
 
 class TestTar:
@@ -173,6 +188,55 @@ class TestFolder:
             open_sources([str(tmp_path)])
 
 
+class TestCaptionsOf:
+    def test_equal_those_of_the_records_without_reading_pictures(self, tmp_path, colours, monkeypatch):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a.png").touch()
+        (tmp_path / "folder" / "a.txt").write_text("one\ntwo")
+        members = {"0.png": RED, "0.txt": b"red", "1.png": RED, "1.json": b'{"caption": ["blue", "sea"]}'}
+        tar = write_tar(tmp_path / "x.tar", members)
+        source = open_sources([str(tar), str(colours), str(tmp_path / "folder")])
+        for indices in (range(len(source)), [14, 0, 3], []):
+            expected = [caption for index in indices for caption in source[index].captions]
+            assert list(captions_of(source, indices)) == expected
+        read, sizes = shards._Shard.read, []
+        monkeypatch.setattr(shards._Shard, "read", lambda self, span: (sizes.append(span[1]), read(self, span))[1])
+        assert list(captions_of(source, [0, 1])) == ["red", "blue", "sea"]
+        assert len(RED) not in sizes
+
+    def test_unreadable_records_are_passed_over(self, tmp_path):
+        for name, text in (("a", b"caf\xe9"), ("b", b"tea"), ("c", b"milk")):
+            (tmp_path / f"{name}.png").write_bytes(RED)
+            (tmp_path / f"{name}.txt").write_bytes(text)
+        members = {"0.png": RED, "0.json": b"{", "1.png": RED, "1.txt": b"caf\xe9", "2.png": RED, "2.txt": b"red"}
+        source = open_sources([str(tmp_path), str(write_tar(tmp_path / "x.tar", members))])
+        (tmp_path / "c.txt").unlink()
+        assert list(captions_of(source, range(len(source)))) == ["tea", "red"]
+
+
+class TestProgress:
+    @pytest.mark.parametrize(
+        ("patience", "rank", "shown"), [(0, None, True), (0, "0", True), (0, "1", False), (60, None, False)]
+    )
+    def test_on_a_terminal_when_it_takes_long_and_once(self, monkeypatch, patience, rank, shown):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stderr", screen)
+        monkeypatch.setattr(progress, "PATIENCE", patience)
+        monkeypatch.delenv("RANK", raising=False)
+        monkeypatch.setenv("TERM", "xterm")
+        if rank:
+            monkeypatch.setenv("RANK", rank)
+        assert list(progress.tracked("abc", 3, "reading letters")) == ["a", "b", "c"]
+        assert ("reading letters" in screen.getvalue()) == shown
+        assert bool(screen.getvalue()) == shown
+
+    def test_not_in_a_file(self, capfd, monkeypatch):
+        monkeypatch.setattr(progress, "PATIENCE", 0)
+        assert list(progress.tracked("abc", 3, "reading letters")) == ["a", "b", "c"]
+        assert capfd.readouterr() == ("", "")
+
+
 class TestOpening:
     def test_sources_of_different_kinds_follow_each_other(self, tmp_path, colours):
         tar = write_tar(tmp_path / "x.tar", {"k.png": RED, "k.txt": b"red"})
@@ -209,6 +273,49 @@ class TestOpening:
         records = [{"image": f"{n}.jpg", "caption": "a dog runs in the snow"} for n in range(1000)]
         source = open_sources([str(write_json(tmp_path / "list.json", records))])
         assert len(pickle.dumps(source)) < 2 * len(json.dumps(records))
+
+
+class TestHandingOver:
+    """What loader workers are sent of a source."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        """Where temporary files go; every array is large."""
+        monkeypatch.setattr(records, "SMALL", 0)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+        (tmp_path / "shared").mkdir()
+        return tmp_path / "shared"
+
+    def test_is_a_path_as_long_as_the_source_lives(self, tmp_path, colours, folder):
+        members = {f"{n}.{kind}": b"%d" % n for n in range(500) for kind in ("png", "txt")}
+        source = open_sources([str(write_tar(tmp_path / "x.tar", members)), str(colours)])
+        expected = list(source)
+        sent = pickle.dumps(source)
+        assert len(sent) < 2000
+        assert len(list(folder.iterdir())) == 5
+        assert list(source) == list(pickle.loads(sent)) == expected
+        assert pickle.dumps(pickle.loads(sent)) == pickle.dumps(source)
+        assert len(list(folder.iterdir())) == 5
+        del source
+        gc.collect()
+        assert not list(folder.iterdir())
+
+    def test_full_disk(self, folder, monkeypatch):
+        def full(file, values):
+            raise OSError("8 requested and 0 written")
+
+        monkeypatch.setattr(np, "save", full)
+        with pytest.raises(
+            OSError, match=r"albef-.*npy: 8 requested .* needs 0 MiB .*, set TMPDIR to a disk with room"
+        ):
+            pickle.dumps(records.Packed(["a"]))
+        assert not list(folder.iterdir())
+
+    def test_small_ones_leave_no_file(self, colours, folder, monkeypatch):
+        monkeypatch.setattr(records, "SMALL", 2**20)
+        source = open_sources([str(colours)])
+        assert list(pickle.loads(pickle.dumps(source))) == list(source)
+        assert not list(folder.iterdir())
 
 
 def test_equal_keys_in_other_folders_are_other_pictures(tmp_path):
