@@ -1,0 +1,29 @@
+"""The model that comes along is small, loads by its name, and finds what it promises in a style it never saw."""
+
+import json
+
+import pytest
+
+from albef import AlbefModel, Processor, open_sources
+from albef.files import MODELS
+from albef.tasks import retrieval
+
+FOLDER = MODELS / "emoji"
+
+
+def test_it_is_small_and_comes_with_its_log():
+    assert (FOLDER / "model.safetensors").stat().st_size < 5e6
+    evaluations = [line for line in map(json.loads, (FOLDER / "log.jsonl").open()) if "evaluation" in line]
+    assert evaluations[-1]["step"] == 10_000
+
+
+def test_it_finds_names_in_the_unseen_style():
+    model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
+    gallery = retrieval.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
+    assert len(gallery.z_image) == 1811
+    found = retrieval.evaluate(model, gallery, k=16)
+    assert found["itc"]["img_r1"] >= 40 and found["itc"]["img_r10"] >= 70
+    assert found["itm"]["img_r1"] >= 40 and found["itm"]["img_r10"] >= 70
+    last = [json.loads(line) for line in (FOLDER / "log.jsonl").open()][-1]["evaluation"]
+    for way in ("itc", "itm", "sum"):  # half precision, and evaluation in bfloat16 at the time, move it a little
+        assert found[way]["img_r1"] == pytest.approx(last[way]["img_r1"], abs=1.0)
