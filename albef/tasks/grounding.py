@@ -11,15 +11,17 @@ from albef.models.albef import AlbefModel
 
 
 def word_maps(
-    model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int = -1
+    model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int | None = None
 ) -> Tensor:
     """Heat map of every word over the patch grid, [B, L, rows, columns], not negative, 0 at padding.
 
     Attention probabilities of fusion layer `layer` times their clamped gradient towards the ITM logit "matched", mean
-    over heads. The mean over L is the official grounding script's map of the whole text. Put the model in evaluation
-    mode first. ValueError for a layer that doesn't exist.
+    over heads; by default the third layer, as in the original, or the last of fewer. In the last layer only `[CLS]`
+    reaches the logit, so all other words' maps are 0 there. The mean over L is the official grounding script's map of
+    the whole text. Put the model in evaluation mode first. ValueError for a layer that doesn't exist.
     """
     layers = model.config.fusion_layers
+    layer = min(2, layers - 1) if layer is None else layer
     if not -layers <= layer < layers:
         raise ValueError(f"layer {layer} doesn't exist; the fusion layers are 0 to {layers - 1}, or -{layers} to -1")
     with torch.no_grad():
