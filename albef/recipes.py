@@ -101,7 +101,8 @@ def emoji() -> Recipe:
     """The model that the package ships: three drawing styles of the emoji, searched in a fourth it has never seen.
 
     albef train emoji --out runs/emoji
-    Its figures, over three seeds, stand in docs/results.md.
+    Text->picture by ITC, three seeds: R@1 43.3 (sd 0.1), R@10 76.3 (0.4), by ITM 40.6 (1.6) and 76.5 (0.5); 27 minutes on
+    one core. docs/results.md has the rest.
     """
     tiny = pretrain_tiny()
     data = replace(
@@ -121,6 +122,7 @@ def emoji_demo() -> Recipe:
     """Four minutes of `emoji`: what `albef demo` does first.
 
     albef train emoji-demo --out runs/emoji-demo
+    Text->picture by ITC, three seeds on two cores: R@1 21.5 (sd 1.2), R@10 51.9 (1.2).
     """
     full = emoji()
     return replace(
