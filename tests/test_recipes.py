@@ -26,7 +26,9 @@ def test_recipes_can_be_built_and_saved(name, tmp_path):
 def test_the_papers_numbers():
     recipe, smaller = RECIPES["pretrain-14m"](), RECIPES["pretrain-4m"]()
     assert (recipe.batch_size, recipe.epochs, recipe.model.image_size) == (512, 30, (256, 256))
-    assert recipe.pretraining == Pretraining(65536, 0.995, 0.4, None, 0.15, 1, 0.0)
+    assert recipe.pretraining == Pretraining(
+        queue_size=65536, momentum=0.995, alpha=0.4, mlm_probability=0.15, temp=0.07, itm_negatives=1, align_first=0.0
+    )
     assert recipe.optim == Optim(1e-4, 1e-5, 1e-5, "official", 0.05, 20, 0.02, (0.9, 0.999), 0.0)
     assert (recipe.data.crop_scale, recipe.data.max_tokens, recipe.data.max_words) == ((0.2, 1.0), 25, 30)
     assert set(recipe.data.train) - set(smaller.data.train) == {"cc12m.json"}
