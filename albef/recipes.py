@@ -63,7 +63,7 @@ def pretrain_4m() -> Recipe:
 
 
 def pretrain_small() -> Recipe:
-    """A twin of `pretrain-4m` for one machine with own pictures: a network of 12 M parameters at 128 px.
+    """A twin of `pretrain-4m` for one machine with own pictures: a network of 13 M parameters at 128 px.
 
     albef train pretrain-small --data.train captions.json --data.validation dev.json --out runs/mine
     """
