@@ -59,7 +59,7 @@ def measure(config: AlbefConfig, batch: int, words: int, repeats: int, device: t
                 torch.cuda.synchronize()
             if repeat >= 2:  # two to warm up
                 seconds[precision, kind].append(time.perf_counter() - started)
-    flops = batch * pretraining_flops(config, words)
+    flops = {kind: batch * pretraining_flops(config, words, fuse=kind == "whole") for kind in ("ITC", "whole")}
     return [
         {
             "precision": precision,
@@ -67,7 +67,7 @@ def measure(config: AlbefConfig, batch: int, words: int, repeats: int, device: t
             "median": statistics.median(found),
             "min": min(found),
             "max": max(found),
-            "tflops": flops / statistics.median(found) / 1e12 if kind == "whole" else float("nan"),
+            "tflops": flops[kind] / statistics.median(found) / 1e12,
         }
         for (precision, kind), found in seconds.items()
     ]

@@ -1,0 +1,35 @@
+"""When does re-ranking help? The shipped model by candidates and by gallery size: `python -m benchmarks.reranking`."""
+
+from __future__ import annotations
+
+import torch
+
+from albef import AlbefModel, Processor, open_sources
+from albef.tasks import retrieval
+
+
+def main() -> None:
+    model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
+    gallery = retrieval.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
+    print("text->picture R@1 in the unseen style")
+    for k in (2, 4, 8, 16, 64):
+        show(f"{k} candidates", [retrieval.evaluate(model, gallery, k)])
+    torch.manual_seed(0)
+    for size, draws in ((32, 20), (128, 20), (512, 6)):
+        show(f"{size} pictures", [retrieval.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
+
+
+def part(gallery: retrieval.Gallery, size: int) -> retrieval.Gallery:
+    """A random part of a gallery with one text for each picture."""
+    rows = torch.randperm(len(gallery.z_image))[:size]
+    fields = (gallery.image_tokens, gallery.z_image, gallery.text_states, gallery.text_mask, gallery.z_text)
+    return retrieval.Gallery(*(field[rows] for field in fields), torch.arange(size))
+
+
+def show(name: str, found: list[dict[str, dict[str, float]]]) -> None:
+    means = {way: sum(figures[way]["img_r1"] for figures in found) / len(found) for way in found[0]}
+    print(f"{name:<15}" + "  ".join(f"{way} {value:5.1f}" for way, value in means.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
