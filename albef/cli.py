@@ -180,10 +180,9 @@ def find_recipe(name: str):
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from rich.progress import Progress
-
     from albef import distributed
     from albef.data.processor import Processor
+    from albef.data.progress import with_bar
     from albef.data.sources import open_sources
     from albef.models.albef import AlbefModel
     from albef.tasks import retrieval
@@ -195,15 +194,15 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
         model = AlbefModel.from_pretrained(options.model, options.image_size).to(device)
         processor = Processor.from_pretrained(options.model)
         processor.image_size = model.config.image_size
-        with Progress(disable=distributed.rank() > 0 or not sys.stderr.isatty(), transient=True) as progress:
-            encoding = progress.add_task("encoding pictures", total=len(source))
-            gallery = retrieval.encode(
-                model, processor, source, options.captions, tick=lambda n: progress.advance(encoding, n)
-            )
-            ranking = progress.add_task("re-ranking", total=len(gallery.z_image))
-            figures = retrieval.evaluate(model, gallery, options.k, tick=lambda n: progress.advance(ranking, n))
+        gallery = with_bar(
+            "encoding pictures",
+            len(source),
+            lambda tick: retrieval.encode(model, processor, source, options.captions, tick=tick),
+        )
+        pictures = len(gallery.z_image)
+        figures = with_bar("re-ranking", pictures, lambda tick: retrieval.evaluate(model, gallery, options.k, tick))
         if distributed.rank() == 0:
-            print(f"{len(gallery.z_image)} pictures, {len(gallery.z_text)} texts, {options.k} candidates re-ranked")
+            print(f"{pictures} pictures, {len(gallery.z_text)} texts, {options.k} candidates re-ranked")
             print(table(figures))
             if options.json:
                 options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from albef import distributed, recipes, report
-from albef.demo.style import UnseenStyle, with_bar
+from albef.data.progress import with_bar
+from albef.demo.style import UnseenStyle
 from albef.demo.teacher import inspect_teacher
 from albef.engine import checkpoint
 from albef.engine import train as engine

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from albef import recipes, report
 from albef.data.loader import read_pictures
 from albef.data.pictures import open_picture
 from albef.data.processor import Processor
+from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
 from albef.tasks import grounding, retrieval
-
-Result = TypeVar("Result")
-
-
-def with_bar(what: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:
-    """What `work` returns; it is given a function to tell its progress to."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        bar = progress.add_task(what, total=total)
-        return work(lambda count: progress.advance(bar, count))
 
 
 @dataclass

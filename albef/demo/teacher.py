@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ _LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
 @torch.no_grad()
 def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
     """The run's momentum teacher chooses, for training pictures drawn by chance, among all training captions."""
-    teacher, processor, temp = _load_teacher(folder, recipe)
+    teacher, processor, temp = _load_teacher(folder)
     source = open_sources(recipe.data.train)
     captions: dict[str, list[str]] = {}
     for index in range(len(source)):
@@ -48,8 +47,8 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
     return _examples(lessons)
 
 
-def _load_teacher(folder: Path, recipe: Recipe) -> tuple[AlbefModel, Processor, Tensor]:
-    """The teacher in the run's checkpoint, the words as they were cut in training, the temperature."""
+def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
+    """The teacher in the run's checkpoint, the run's processor, the temperature."""
     state = checkpoint.load(folder)
     if state is None:
         raise FileNotFoundError(f"{folder}: the run has no {checkpoint.NAME}; delete the folder and run the demo again")
@@ -57,7 +56,7 @@ def _load_teacher(folder: Path, recipe: Recipe) -> tuple[AlbefModel, Processor, 
     prefix, temp = "teacher.model.", model.temp.detach().clone()
     weights = {name.removeprefix(prefix): x for name, x in state["objective"].items() if name.startswith(prefix)}
     hub.load_strictly(model, weights, f"the teacher in {folder}")
-    return model, replace(Processor.from_pretrained(folder / "model"), max_tokens=recipe.data.max_tokens), temp
+    return model, Processor.from_pretrained(folder / "model"), temp
 
 
 def _kind(text: str, label: str, own: list[str]) -> report.Kind:

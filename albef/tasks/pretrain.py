@@ -49,14 +49,14 @@ class Pretrain:
         options, data = recipe.pretraining, recipe.data
         self.objective = PretrainObjective(
             model,
-            options.queue_size,
-            options.momentum,
-            options.mlm_probability,
-            options.itm_negatives,
-            self.processor.mask_id,
-            self.processor.cls_id,
-            options.itc,
-            options.official,
+            queue_size=options.queue_size,
+            momentum=options.momentum,
+            mlm_probability=options.mlm_probability,
+            itm_negatives=options.itm_negatives,
+            mask_id=self.processor.mask_id,
+            cls_id=self.processor.cls_id,
+            itc=options.itc,
+            official=options.official,
         )
         if recipe.compile:
             compile_blocks(self.objective)
