@@ -1,0 +1,1 @@
+"""The official evaluation rules as plain functions on numbers."""

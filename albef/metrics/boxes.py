@@ -1,0 +1,146 @@
+"""Grounding: how well boxes overlap, and which box a heat map points at.
+
+A box is x, y, width, height in pixels, as in COCO; what follows them, such as a detector's score, is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Box = Sequence[float]
+CORRECT_IOU = 0.5
+
+
+def iou(box_a: Box, box_b: Box) -> float:
+    """Intersection over union in [0, 1]; 0 if both boxes are empty. ValueError for negative sides."""
+    return _over_union(box_a, box_b, _overlap(box_a, box_b))
+
+
+def official_iou(box_a: Box, box_b: Box) -> float:
+    """`iou`, but as in the original an overlap of one pixel or less either way counts as none: 1x1 boxes score 0."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = _checked(box_a), _checked(box_b)
+    # last pixel must lie beyond the first; the original's order of additions, for what falls on the edge
+    wide = max(ax, bx) < min(ax + aw - 1, bx + bw - 1)
+    high = max(ay, by) < min(ay + ah - 1, by + bh - 1)
+    return _over_union(box_a, box_b, _overlap(box_a, box_b) if wide and high else 0.0)
+
+
+def accuracy_by_split(ious: Sequence[float], splits: Sequence[str]) -> dict[str, float]:
+    """Fraction of expressions whose IoU is at least 0.5, by split, e.g. `{"val": .., "testA": .., "testB": ..}`.
+
+    ValueError unless every IoU has its split.
+    """
+    if len(ious) != len(splits):
+        raise ValueError(f"{len(ious)} IoUs and {len(splits)} splits: give one of each for every expression")
+    found: dict[str, list[bool]] = {}
+    for overlap, split in zip(ious, splits, strict=True):
+        found.setdefault(split, []).append(overlap >= CORRECT_IOU)
+    return {split: sum(right) / len(right) for split, right in found.items()}
+
+
+def upsample(heat_map: ArrayLike, height: int, width: int) -> np.ndarray:
+    """A map [h, w], or tensor on any device, in the size of its picture [height, width], bicubic as in the original."""
+    import torch
+
+    small = torch.as_tensor(heat_map).detach().float().cpu()
+    large = torch.nn.functional.interpolate(small[None, None], (height, width), mode="bicubic", align_corners=False)
+    return large[0, 0].numpy()
+
+
+def box_score(heat_map: ArrayLike, box: Box, area_exponent: float = 0.5) -> float:
+    """Sum of a map [height, width] in the box, over area**area_exponent; 0 for an empty box.
+
+    What lies outside the picture adds to the area and nothing to the sum. ValueError for negative sides.
+    """
+    x, y, width, height = _checked(box)
+    inside = np.asarray(heat_map)[_pixels(y, height), _pixels(x, width)]
+    area = width * height
+    return float(inside.sum(dtype=np.float64) / area**area_exponent) if area else 0.0
+
+
+def choose_box(heat_map: ArrayLike, boxes: Sequence[Box], area_exponent: float = 0.5) -> int | None:
+    """Which of `boxes` has the highest `box_score` on a map [height, width]; the first, if several.
+
+    None if no score is positive (the original then takes the box of the expression before, unnoticed): fall back to
+    `box_of_map` or count it as wrong. ValueError for negative sides.
+    """
+    scores = [box_score(heat_map, box, area_exponent) for box in boxes]
+    best = max(scores, default=0.0)
+    return scores.index(best) if best > 0 else None
+
+
+def peak(heat_map: ArrayLike) -> tuple[int, int]:
+    """Column and row, x and y, of the highest value of a map [height, width]; the first, if several."""
+    pixels = np.asarray(heat_map)
+    row, column = divmod(int(pixels.argmax()), pixels.shape[1])
+    return column, row
+
+
+def peak_in_box(heat_map: ArrayLike, box: Box) -> bool:
+    """Pointing game: whether the peak of a map [height, width] is in the box, edges included.
+
+    False for a map without positive values, which points nowhere.
+    """
+    (left, top, width, height), (x, y) = _checked(box), peak(heat_map)
+    return bool(np.max(heat_map) > 0 and left <= x <= left + width and top <= y <= top + height)
+
+
+def box_of_map(heat_map: ArrayLike, share: float = 0.5) -> tuple[int, int, int, int]:
+    """A box without a detector: around the spot with the peak, in pixels of the map [height, width].
+
+    The spot is what hangs together with the peak, by edges, of the pixels with at least `share` of its value. The whole
+    map where no value is positive. ValueError unless 0 < share <= 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"share {share}: a pixel belongs to the spot from this part of the peak on; give 0 < share <= 1"
+        )
+    pixels = np.asarray(heat_map)
+    x, y = peak(pixels)
+    if not pixels[y, x] > 0:
+        return 0, 0, pixels.shape[1], pixels.shape[0]
+    rows, columns = _spot(pixels >= share * pixels[y, x], x, y).nonzero()
+    left, top = int(columns.min()), int(rows.min())
+    return left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
+
+
+def _spot(bright: np.ndarray, x: int, y: int) -> np.ndarray:
+    """The pixels of `bright` [height, width] that hang together with (x, y), as booleans of that shape."""
+    spot = np.zeros_like(bright)
+    spot[y, x] = True
+    size = 0
+    while size < spot.sum():
+        size = spot.sum()
+        grown = spot.copy()
+        grown[1:] |= spot[:-1]
+        grown[:-1] |= spot[1:]
+        grown[:, 1:] |= spot[:, :-1]
+        grown[:, :-1] |= spot[:, 1:]
+        spot = grown & bright
+    return spot
+
+
+def _pixels(start: float, length: float) -> slice:
+    # without max a box left of or above the picture would count from the far side, as it does in the original
+    return slice(max(0, int(start)), max(0, int(start + length)))
+
+
+def _checked(box: Box) -> Box:
+    if len(box) < 4 or not (box[2] >= 0 and box[3] >= 0):
+        rule = "a box is x, y, width, height in pixels, neither side negative"
+        raise ValueError(f"box {list(box)}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
+    return box[:4]
+
+
+def _overlap(box_a: Box, box_b: Box) -> float:
+    (ax, ay, aw, ah), (bx, by, bw, bh) = _checked(box_a), _checked(box_b)
+    width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
+    return float(max(0.0, width) * max(0.0, height))
+
+
+def _over_union(box_a: Box, box_b: Box, overlap: float) -> float:
+    union = box_a[2] * box_a[3] + box_b[2] * box_b[3] - overlap
+    return overlap / union if union else 0.0
