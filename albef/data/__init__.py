@@ -2,6 +2,8 @@
 
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.broken import BrokenCounter, BrokenPicture
+from albef.data.example_sets import CachedExamples, ExampleCollate, ExampleSet, read_examples
+from albef.data.examples import Example, ExampleSource, open_examples
 from albef.data.loader import (
     CachedSet,
     Collate,
@@ -24,8 +26,13 @@ from albef.data.sources import open_sources
 __all__ = [
     "BrokenCounter",
     "BrokenPicture",
+    "CachedExamples",
     "CachedSet",
     "Collate",
+    "Example",
+    "ExampleCollate",
+    "ExampleSet",
+    "ExampleSource",
     "Processor",
     "RandAugment",
     "Record",
@@ -37,8 +44,10 @@ __all__ = [
     "clean_caption",
     "clean_question",
     "make_loader",
+    "open_examples",
     "open_picture",
     "open_sources",
+    "read_examples",
     "stable_id",
     "train_tokenizer",
 ]

@@ -5,15 +5,16 @@ equal for records of the same picture and for captions that clean to the same wo
 """
 
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from albef.data.processor import Processor, clean_caption
 from albef.data.progress import tracked
 from albef.data.records import THREADS, Record, Source
 
+Item = TypeVar("Item")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
 MAX_REPLACEMENTS = 20
 
@@ -65,18 +67,45 @@ def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
 def read_pictures(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
     """Records without their picture's bytes, and their pixels uint8 [n, 3, H, W]; unreadable ones are left out, with a
     warning that names them."""
-    records, pixels, broken = [], [], Broken()
+    found = readable_of(lambda index: _resized(source, processor, index), indices)
+    empty = torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
+    return [record for record, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
+
+
+def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, Tensor]:
+    """A record without its picture's bytes, and its pixels uint8 [3, H, W]."""
+    record, image = read_sample(source, index)
+    return dataclasses.replace(record, picture=b""), processor.resize(image)
+
+
+def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Item]:
+    """What `read` returns for the indices; where it raises BrokenPicture they are left out, with a warning."""
+    found, broken = [], Broken()
     for index in indices:
         try:
-            record, image = read_sample(source, index)
+            found.append(read(index))
         except BrokenPicture as error:
             broken.append((error.name, error.reason))
-            continue
-        records.append(dataclasses.replace(record, picture=b""))
-        pixels.append(processor.resize(image))
     if broken:
-        warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=2)
-    return records, torch.stack(pixels) if pixels else torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
+        warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=3)
+    return found
+
+
+def read_or_replace(
+    read: Callable[[int], Item], index: int, size: int, rng: np.random.Generator
+) -> tuple[Item, Broken]:
+    """What `read` returns for `index`, or where it raises BrokenPicture, for another of `size` that `rng` draws.
+
+    RuntimeError after MAX_REPLACEMENTS that could not be read.
+    """
+    broken: Broken = []
+    while len(broken) < MAX_REPLACEMENTS:
+        try:
+            return read(index), broken
+        except BrokenPicture as error:
+            broken.append((error.name, error.reason))
+            index = int(rng.integers(size))
+    raise RuntimeError(f"{MAX_REPLACEMENTS} pictures in a row could not be read, {listing(broken)}; check the data")
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
@@ -98,7 +127,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         """pixel_values uint8 [3, H, W], caption as written, image_id and text_id int, broken [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
-        record, image, broken = self._readable(pair[1], rng)
+        read = functools.partial(read_sample, self.source)
+        (record, image), broken = read_or_replace(read, pair[1], len(self.source), rng)
         caption = record.captions[int(caption_draws(self.seed, [pair])[0] % np.uint64(len(record.captions)))]
         return {
             "pixel_values": self.transform(image, rng),
@@ -107,17 +137,6 @@ class TrainingSet(Dataset[dict[str, Any]]):
             "text_id": stable_id(clean_caption(caption, self.processor.max_words)),
             "broken": broken,
         }
-
-    def _readable(self, index: int, rng: np.random.Generator) -> tuple[Record, Image.Image, Broken]:
-        broken: Broken = []
-        while len(broken) < MAX_REPLACEMENTS:
-            try:
-                record, image = read_sample(self.source, index)
-                return record, image, broken
-            except BrokenPicture as error:
-                broken.append((error.name, error.reason))
-                index = int(rng.integers(len(self.source)))
-        raise RuntimeError(f"{MAX_REPLACEMENTS} pictures in a row could not be read, {listing(broken)}; check the data")
 
 
 class StepBatches:
@@ -195,7 +214,7 @@ class CachedSet:
         self.pixels = torch.empty(len(source), 3, *processor.image_size, dtype=torch.uint8)
         image_ids: list[int] = []
         captions: list[list[str]] = []
-        for found in tracked(_decode(source, processor), len(source), "reading pictures"):
+        for found in read_all(lambda index: _resized(source, processor, index), len(source)):
             if isinstance(found, BrokenPicture):
                 self.broken.append((found.name, found.reason))
             else:
@@ -235,21 +254,22 @@ class CachedSet:
         }
 
 
-def _decode(source: Source, processor: Processor) -> Iterator[tuple[Record, Tensor] | BrokenPicture]:
-    """Every record with its pixels uint8 [3, H, W], or what is wrong with it, in the source's order."""
+def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenPicture]:
+    """What `read` returns for 0 .. count - 1, in order, or the BrokenPicture that it raises; with a bar."""
 
-    def decode(index: int) -> tuple[Record, Tensor] | BrokenPicture:
+    def attempt(index: int) -> Item | BrokenPicture:
         try:
-            record, image = read_sample(source, index)
+            return read(index)
         except BrokenPicture as error:
             return error
-        return dataclasses.replace(record, picture=b""), processor.resize(image)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(decode, range(len(source)))
+        yield from tracked(pool.map(attempt, range(count)), count, "reading pictures")
 
 
-def make_loader(dataset: TrainingSet, batches: StepBatches, collate: Collate, workers: int = 0) -> DataLoader[Any]:
+def make_loader(
+    dataset: Dataset[dict[str, Any]], batches: StepBatches, collate: Callable[[Any], dict[str, Any]], workers: int = 0
+) -> DataLoader[Any]:
     """Batches in the order of `batches`, made in `workers` processes (0: in this one).
 
     Workers are forked from a clean server process, safe beside CUDA and threads; scripts therefore need the usual

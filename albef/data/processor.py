@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from albef.data.pictures import PictureSource, open_picture, pixels_of, to_rgb
-from albef.files import ASSETS, model_folder
+from albef.files import ASSETS, data_path, model_folder
 
 BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -62,7 +62,7 @@ def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
 
 def load_tokenizer(source: str) -> Tokenizer:
     """A tokenizer from a `vocab.txt` (one piece a line), a `tokenizer.json`, or `bert` for BERT's own."""
-    path = BERT_VOCABULARY if source == "bert" else Path(source)
+    path = BERT_VOCABULARY if source == "bert" else Path(data_path(source))
     if not path.is_file():
         raise FileNotFoundError(f"{source}: no such vocabulary; give a vocab.txt, a tokenizer.json, or the word `bert`")
     if path.suffix == ".json":
@@ -152,7 +152,23 @@ class Processor:
         if limit < 1 or (pad_to is not None and pad_to < limit):
             raise ValueError(f"max_tokens {limit} must be at least 1 and at most pad_to ({pad_to})")
         cleaned = [clean_caption(text, self.max_words) for text in texts] if clean else list(texts)
-        rows = [encoding.ids[:limit] for encoding in self.tokenizer.encode_batch(list(map(_whole, cleaned)))]
+        return self._padded([row[:limit] for row in self._ids(cleaned)], pad_to)
+
+    def answers(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Answers to the same tensors as `texts`, but `[CLS] pieces [SEP]`, neither cleaned nor cut (spec 3.2)."""
+        _check_texts(texts)
+        return self._padded([[*row, self.sep_id] for row in self._ids(texts)])
+
+    def words(self, ids: Sequence[int]) -> str:
+        """The text that pieces spell, up to the first [SEP]; other special pieces are left out."""
+        pieces = [self.tokenizer.id_to_token(index) or "[UNK]" for index in ids]
+        pieces = pieces[: pieces.index("[SEP]")] if "[SEP]" in pieces else pieces
+        return " ".join(piece for piece in pieces if piece not in SPECIALS).replace(" ##", "")
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(map(_whole, texts)))]
+
+    def _padded(self, rows: list[list[int]], pad_to: int | None = None) -> dict[str, Tensor]:
         length = pad_to or max(map(len, rows), default=0)
         input_ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows]).view(len(rows), length)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
@@ -166,6 +182,10 @@ class Processor:
     @property
     def cls_id(self) -> int:
         return self._id("[CLS]")
+
+    @property
+    def sep_id(self) -> int:
+        return self._id("[SEP]")
 
     @property
     def mask_id(self) -> int:

@@ -1,17 +1,19 @@
-"""What a source of pictures and captions yields, and the small parts that all sources are made of."""
+"""What a source of pictures and captions, or of examples, yields, and the small parts that sources are made of."""
 
 import array
 import bisect
 import contextlib
 import itertools
+import json
 import os
+import sys
 import tempfile
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,17 +51,59 @@ class Source(Protocol):
         """The record's captions alone, without reading its picture."""
 
 
-class ChainSource:
-    """Several sources, one after the other."""
+Kind = Literal["vqa", "classification", "pairs", "phrases"]
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+
+@dataclass(frozen=True)
+class Example:
+    """What a task is to learn or is asked: one or two pictures, a text, and the truth.
+
+    name        for messages: where its pictures lie; equal for examples of the same ones
+    pictures    path of the file, or its bytes; two for pairs, left one first
+    text        question, statement or phrase, uncleaned
+    key         the data set's question_id, identifier or ref_id; else a running number
+    answers     vqa: what people answered, in order, with repeats; empty if unknown
+    weight      vqa: of all answers together
+    label       classification and pairs: the class
+    boxes       phrases: the right boxes, of which any counts
+    candidates  phrases: the boxes to choose among
+    size        phrases: (height, width) of the picture that the boxes refer to; None: its own
+    split       phrases: val, testA, testB or the like
+    """
+
+    name: str
+    pictures: tuple[bytes | Path, ...]
+    text: str
+    key: str | int
+    answers: tuple[str, ...] = ()
+    weight: float = 1.0
+    label: str | None = None
+    boxes: tuple[Box, ...] = ()
+    candidates: tuple[Box, ...] = ()
+    size: tuple[int, int] | None = None
+    split: str = ""
+
+
+class ExampleSource(Protocol):
+    """A sequence of examples, whose pictures nobody has looked at yet."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class ChainSource:
+    """Several sources, all of records or all of examples, one after the other."""
+
+    def __init__(self, sources: Sequence[Any]) -> None:
         self.sources = list(sources)
         self.ends = list(itertools.accumulate(map(len, self.sources)))
 
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Any:
         source, own_index = self._at(index)
         return source[own_index]
 
@@ -67,7 +111,7 @@ class ChainSource:
         source, own_index = self._at(index)
         return source.captions(own_index)
 
-    def _at(self, index: int) -> tuple[Source, int]:
+    def _at(self, index: int) -> tuple[Any, int]:
         place = bisect.bisect_right(self.ends, checked(index, len(self)))
         return self.sources[place], index - (self.ends[place - 1] if place else 0)
 
@@ -131,6 +175,44 @@ class Packed:
     def __getitem__(self, index: int) -> str:
         start, end = self.bounds.values[index : index + 2]
         return self.block.values[start:end].tobytes().decode("utf-8", "surrogatepass")
+
+
+class PackedExamples:
+    """Examples whose pictures are files, in little room and shared with loader workers."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        self.packed = Packed(json.dumps(_values(example), ensure_ascii=False, default=str) for example in examples)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: int) -> Example:
+        name, pictures, text, key, answers, weight, label, boxes, candidates, size, split = json.loads(
+            self.packed[checked(index, len(self))]
+        )
+        paths, size = tuple(map(Path, pictures)), size and tuple(size)
+        boxes, candidates = tuple(map(tuple, boxes)), tuple(map(tuple, candidates))
+        return Example(name, paths, text, key, tuple(answers), weight, label, boxes, candidates, size, split)
+
+
+def _values(example: Example) -> list[Any]:
+    return list(vars(example).values())
+
+
+def is_box(value: Any, more: bool = False) -> TypeGuard[list[float]]:
+    """Is it [x, y, width, height], finite and of no negative side? `more`: others may follow, such as a score."""
+    numbers = value[:4] if isinstance(value, list) and (more or len(value) == 4) else []
+    return len(numbers) == 4 and all(map(_is_finite, numbers)) and min(numbers[2:]) >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def box_of(numbers: Sequence[float]) -> Box:
+    """The box that a list begins with."""
+    x, y, width, height = map(float, numbers[:4])
+    return x, y, width, height
 
 
 def listed(caption: Any) -> list[str]:

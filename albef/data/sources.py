@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,8 +19,11 @@ from albef.data.pictures import PICTURE_SUFFIXES
 from albef.data.progress import tracked
 from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
 from albef.data.shards import TAR_SUFFIXES, TarSource
+from albef.data.world import PREFIX as WORLD
+from albef.data.world import WorldSource
 from albef.files import data_path
 
+Fault = tuple[str, Any]  # what was expected of a record, what stands there
 _SPACE = r"[ \t\n\r]*"
 _LIST_START = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^ \t\n\r\]])")
 _NEXT_OR_END = re.compile(rf"{_SPACE}(?:(,){_SPACE}|\]{_SPACE}\Z)")
@@ -38,8 +41,9 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     """
     if isinstance(paths, str):
         raise TypeError(f"open_sources wants a list of paths, got the string {paths!r}; write [path]")
-    files = [file for pattern in paths for file in expand(data_path(pattern))]
-    sources: list[Source] = []
+    worlds: list[Source] = [WorldSource(name) for name in paths if name.startswith(WORLD)]
+    files = [file for pattern in paths if not pattern.startswith(WORLD) for file in expand(data_path(pattern))]
+    sources = worlds
     for are_tars, group in itertools.groupby(files, key=lambda file: file.name.endswith(TAR_SUFFIXES)):
         members = list(group)
         sources += [TarSource(members)] if are_tars else [_open(file, image_root) for file in members]
@@ -108,8 +112,9 @@ class JsonSource:
     """
 
     def __init__(self, file: Path, image_root: str | None = None) -> None:
-        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in _records(file))
-        self.root = Path(image_root) if image_root else _root_of(file, self._essence(0)[0])
+        records = json_records(file, EXAMPLE, _faults)
+        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in records)
+        self.root = Path(image_root) if image_root else root_of(file, self._essence(0)[0])
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -125,19 +130,27 @@ class JsonSource:
         return json.loads(self.packed[checked(index, len(self))])
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    """The checked records of a JSON list."""
+def json_records(
+    file: Path, right: str, faults: Callable[[dict[str, Any]], Iterable[Fault]]
+) -> Iterator[dict[str, Any]]:
+    """The records of a JSON list in which `faults` finds nothing.
+
+    ValueError otherwise, which names file and record, says what was expected and shows a `right` record.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         if not _LIST_START.match(text):
             whole = json.loads(text)
             got = "an empty list" if whole == [] else _kind(whole)
-            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{EXAMPLE}]")
+            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{right}]")
         for number, record in enumerate(_elements(text)):
-            _check_record(file, number, record)
+            found = faults(record) if isinstance(record, dict) else [("an object", record)]
+            for expected, got in found:
+                shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
+                raise ValueError(f"{file}, record {number}: expected {expected}, got {shown}; a right record: {right}")
             yield record
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); one list of records is expected: [{EXAMPLE}]") from error
+        raise ValueError(f"{file}: not valid JSON ({error}); one list of records is expected: [{right}]") from error
 
 
 def _elements(text: str) -> Iterator[Any]:
@@ -159,29 +172,23 @@ def _essence(record: dict[str, Any]) -> list[Any]:
     return [image, listed(record["caption"]), str(record.get("image_id", image)), category]
 
 
-def _check_record(file: Path, number: int, record: Any) -> None:
-    """ValueError unless the record has the shape of EXAMPLE."""
-    if not isinstance(record, dict):
-        _wrong(file, number, "an object", record)
+def _faults(record: dict[str, Any]) -> Iterator[Fault]:
+    """Where the record differs from EXAMPLE's shape."""
     image, image_id, category = record.get("image"), record.get("image_id", ""), record.get("category")
     if not isinstance(image, str) or not image:
-        _wrong(file, number, '"image" to be a path', image)
-    if not _is_caption(record.get("caption")):
-        _wrong(file, number, '"caption" to be a string or a list of strings', record.get("caption"))
+        yield '"image" to be a path', image
+    if not is_texts(record.get("caption")):
+        yield '"caption" to be a string or a list of strings', record.get("caption")
     if not isinstance(image_id, (str, int)):
-        _wrong(file, number, '"image_id" to be a string or a number', image_id)
+        yield '"image_id" to be a string or a number', image_id
     if not isinstance(category, (str, type(None))):
-        _wrong(file, number, '"category" to be a string', category)
+        yield '"category" to be a string', category
 
 
-def _is_caption(value: Any) -> bool:
+def is_texts(value: Any) -> bool:
+    """Is it a string, or a list of some?"""
     texts = value if isinstance(value, list) else [value]
     return bool(texts) and all(isinstance(text, str) for text in texts)
-
-
-def _wrong(file: Path, number: int, expected: str, got: Any) -> NoReturn:
-    shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
-    raise ValueError(f"{file}, record {number}: expected {expected}, got {shown}; a right record: {EXAMPLE}")
 
 
 def _kind(value: Any) -> str:
@@ -189,7 +196,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _root_of(file: Path, image: str) -> Path:
+def root_of(file: Path, image: str) -> Path:
     """The folder of the JSON file, or the working folder when the first picture lies under that one only."""
     return Path() if Path(image).exists() and not (file.parent / image).exists() else file.parent
 

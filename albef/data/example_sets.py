@@ -1,0 +1,151 @@
+"""Batches of examples for training and evaluation: pictures by the same rules as in `loader`, texts and truths by the
+task's own function. B examples of P pictures each, H x W pixels."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from albef.data.augment import TrainTransform
+from albef.data.broken import Broken, BrokenPicture, listing
+from albef.data.loader import Pair, read_all, read_or_replace, readable_of
+from albef.data.pictures import open_picture
+from albef.data.processor import Processor
+from albef.data.progress import tracked
+from albef.data.records import Example, ExampleSource
+
+Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to tensors, the task's own
+
+
+def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image.Image]]:
+    """An example, its pictures taken out and decoded; BrokenPicture when one cannot be read."""
+    example = source[index]
+    images = [_open(picture, example.name) for picture in example.pictures]
+    return replace(example, pictures=()), images
+
+
+def _open(picture: bytes | Path, name: str) -> Image.Image:
+    return open_picture(picture, name if isinstance(picture, bytes) else None)
+
+
+def read_examples(source: ExampleSource, indices: Sequence[int], processor: Processor) -> tuple[list[Example], Tensor]:
+    """Examples without their pictures, and their pixels uint8 [n, P, 3, H, W]; unreadable ones are left out, with a
+    warning that names them."""
+
+    def read(index: int) -> tuple[Example, Tensor]:
+        example, images = read_example(source, index)
+        return example, torch.stack([processor.resize(image) for image in images])
+
+    found = readable_of(read, indices)
+    empty = torch.empty(0, 1, 3, *processor.image_size, dtype=torch.uint8)
+    return [example for example, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
+
+
+class ExampleSet(Dataset[dict[str, Any]]):
+    """Examples with augmented pictures, each augmented by itself; without a `transform` they are only resized.
+
+    An example with a picture that cannot be read is replaced by another one, drawn from the sample's own random
+    numbers, and reported under "broken".
+    """
+
+    def __init__(
+        self, source: ExampleSource, processor: Processor, transform: TrainTransform | None = None, seed: int = 0
+    ) -> None:
+        self.source, self.processor, self.transform, self.seed = source, processor, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, pair: Pair) -> dict[str, Any]:
+        """example without pictures, pixel_values uint8 [P, 3, H, W], broken [(name, reason)]."""
+        rng = np.random.default_rng([self.seed, *pair])
+        read = functools.partial(read_example, self.source)
+        (example, images), broken = read_or_replace(read, pair[1], len(self.source), rng)
+        pixels = torch.stack([self._pixels(image, rng) for image in images])
+        return {"example": example, "pixel_values": pixels, "broken": broken}
+
+    def _pixels(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
+        return self.transform(image, rng) if self.transform else self.processor.resize(image)
+
+
+class ExampleCollate:
+    """Samples of an ExampleSet to a batch. Loader workers are sent `encode` with all that it holds: keep that small."""
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """pixel_values uint8 [B, 3, H, W], or [B, 2, 3, H, W] for pairs; what `encode` gives; broken."""
+        return {
+            "pixel_values": _without_ones(torch.stack([sample["pixel_values"] for sample in samples])),
+            **self.encode([sample["example"] for sample in samples]),
+            "broken": [entry for sample in samples for entry in sample["broken"]],
+        }
+
+
+class CachedExamples:
+    """Examples whose pictures fit into memory: each picture decoded and resized once, however many examples have it.
+
+    pixels      uint8 [N, 3, H, W] of the different pictures, bicubic at `image_size` (height, width), not augmented
+    examples    the readable ones, without pictures
+    broken      pictures that could not be read; their examples are left out
+    """
+
+    def __init__(
+        self, source: ExampleSource, processor: Processor, image_size: tuple[int, int], encode: Encode
+    ) -> None:
+        self.encode, self.broken = encode, Broken()
+        pictures, examples, rows = _distinct(source)
+        processor = replace(processor, image_size=image_size)
+        self.pixels = torch.empty(len(pictures), 3, *image_size, dtype=torch.uint8)
+        readable = np.ones(len(pictures), dtype=bool)
+        for row, found in enumerate(read_all(lambda row: processor.resize(_open(*pictures[row])), len(pictures))):
+            if isinstance(found, BrokenPicture):
+                self.broken.append((found.name, found.reason))
+                readable[row] = False
+            else:
+                self.pixels[row] = found
+        kept = readable[rows].all(1)  # [examples]
+        self.examples = [example for example, keep in zip(examples, kept, strict=True) if keep]
+        self.rows = torch.from_numpy(rows[kept])  # [examples, P]
+        if not self.examples:
+            raise ValueError(f"none of {len(examples)} examples could be read, {listing(self.broken)}; check the data")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """The same batch as ExampleCollate's, pictures unaugmented; index counts the readable examples."""
+        indices = [index for _, index in pairs]
+        return {
+            "pixel_values": _without_ones(self.pixels[self.rows[indices]]),
+            **self.encode([self.examples[index] for index in indices]),
+            "broken": [],
+        }
+
+
+def _distinct(source: ExampleSource) -> tuple[list[tuple[bytes | Path, str]], list[Example], np.ndarray]:
+    """The different pictures with their names, the examples without pictures, and which [examples, P] those had."""
+    numbers: dict[bytes | Path, int] = {}
+    names: list[str] = []
+    examples, rows = [], []
+    for index in tracked(range(len(source)), len(source), "reading examples"):
+        example = source[index]
+        for picture in example.pictures:
+            if numbers.setdefault(picture, len(numbers)) == len(names):
+                names.append(example.name)
+        rows.append([numbers[picture] for picture in example.pictures])
+        examples.append(replace(example, pictures=()))
+    return list(zip(numbers, names, strict=True)), examples, np.array(rows)
+
+
+def _without_ones(pixels: Tensor) -> Tensor:
+    """[B, P, 3, H, W] to [B, 3, H, W] where P is 1."""
+    return pixels[:, 0] if pixels.shape[1] == 1 else pixels

@@ -1,0 +1,234 @@
+"""Examples for the tasks after pre-training, from JSON lists in the original's formats (spec 5.1).
+
+What a record may hold beside what the original's have:
+
+classification    `text` or `caption` in place of `sentence`
+phrases           `boxes` (any counts) or `box`, `candidates` or `detections`, `height` and `width`, `split`
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from albef.data.records import (
+    Box,
+    ChainSource,
+    Example,
+    ExampleSource,
+    Kind,
+    PackedExamples,
+    box_of,
+    is_box,
+    listed,
+)
+from albef.data.refcoco import is_refer, refcoco_examples
+from albef.data.sources import Fault, expand, is_texts, json_records, root_of
+from albef.data.world import PREFIX as WORLD
+from albef.data.world_tasks import WorldExamples
+from albef.files import data_path
+
+__all__ = ["Box", "Example", "ExampleSource", "Kind", "open_examples"]
+
+BOX = "[x, y, width, height] in pixels, finite and of no negative side"
+VG_WEIGHT = 0.5
+CLASSIFICATION_TEXTS = ("sentence", "text", "caption")
+
+
+def open_examples(
+    kind: Kind, paths: Sequence[str], image_root: str | None = None, vg_root: str | None = None
+) -> ExampleSource:
+    """One source from JSON lists, parts of the generated world (`world:train`) and folders of REFER, as given.
+
+    Patterns are those of `open_sources`. `image_root` is the folder that the pictures of JSON lists and of REFER are
+    relative to, by default the one that the list lies in; `vg_root` takes its place for vqa records whose `dataset` is
+    `vg`. A folder of REFER, such as `data/refcoco+` or for one split `data/refcoco+/testA`, is for phrases (see
+    `refcoco_examples`). FileNotFoundError for a missing path; ValueError for a wrong file, with the record.
+    """
+    if isinstance(paths, str):
+        raise TypeError(f"open_examples wants a list of paths, got the string {paths!r}; write [path]")
+    if kind not in _FORMS:
+        raise ValueError(f"{kind!r} is no kind of examples; there are {', '.join(_FORMS)}")
+    sources: list[ExampleSource] = []
+    for pattern in paths:
+        first = sum(map(len, sources))
+        sources += _opened(kind, pattern, first, image_root, vg_root)
+    if not sources:
+        raise ValueError("no data: the list of paths is empty; name a JSON list")
+    return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def _opened(
+    kind: Kind, pattern: str, first: int, image_root: str | None, vg_root: str | None
+) -> Iterator[ExampleSource]:
+    """What a pattern stands for; the running number begins with `first`."""
+    if pattern.startswith(WORLD):
+        yield WorldExamples(kind, pattern)
+        return
+    place = Path(data_path(pattern))
+    if kind == "phrases" and not place.exists() and is_refer(place.parent):
+        yield refcoco_examples(place.parent, image_root or place.parent, split=place.name)
+        return
+    for file in expand(str(place)):
+        if kind == "phrases" and is_refer(file):
+            yield refcoco_examples(file, image_root or file)
+        elif file.suffix == ".json" and file.is_file():
+            yield (found := PackedExamples(_read(kind, file, first, image_root, vg_root)))
+            first += len(found)
+        else:
+            refer = " or a folder of REFER, with refs(*).p and instances.json" if kind == "phrases" else ""
+            raise ValueError(f"{file}: no {kind} examples; give a .json list such as [{_FORMS[kind].right}]{refer}")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a kind's records look: a right one, what is wrong with one, its pictures' paths, the rest of its example."""
+
+    right: str
+    faults: Callable[[dict[str, Any]], Iterator[Fault]]
+    images: Callable[[dict[str, Any]], list[str]]
+    facts: Callable[[dict[str, Any]], dict[str, Any]]
+    key: str = ""
+
+
+def _read(kind: Kind, file: Path, first: int, image_root: str | None, vg_root: str | None) -> Iterator[Example]:
+    form, root = _FORMS[kind], Path(image_root) if image_root else None
+    for number, record in enumerate(json_records(file, form.right, form.faults), first):
+        images = form.images(record)
+        root = root or root_of(file, images[0])
+        home = Path(vg_root) if vg_root and _is_vg(record) else root
+        paths = tuple(home / image for image in images)
+        name = " and ".join(map(str, paths))
+        yield Example(name, paths, key=record.get(form.key, number), **form.facts(record))
+
+
+def _image(record: dict[str, Any]) -> list[str]:
+    return [record["image"]]
+
+
+def _flickr_image(record: dict[str, Any]) -> list[str]:
+    """SNLI-VE gives the pictures of Flickr30K without their suffix."""
+    image = record["image"]
+    return [image if Path(image).suffix else f"{image}.jpg"]
+
+
+def _is_vg(record: dict[str, Any]) -> bool:
+    return record.get("dataset") == "vg"
+
+
+def _vqa_facts(record: dict[str, Any]) -> dict[str, Any]:
+    weight = VG_WEIGHT if _is_vg(record) else 1.0
+    return {"text": record["question"], "answers": tuple(listed(record.get("answer"))), "weight": weight}
+
+
+def _classification_facts(record: dict[str, Any]) -> dict[str, Any]:
+    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": record["label"]}
+
+
+def _pair_facts(record: dict[str, Any]) -> dict[str, Any]:
+    return {"text": record["sentence"], "label": record["label"]}
+
+
+def _phrase_facts(record: dict[str, Any]) -> dict[str, Any]:
+    boxes = [record["box"]] if "box" in record else record.get("boxes", [])
+    return {
+        "text": record["text"],
+        "boxes": tuple(map(box_of, boxes)),
+        "candidates": tuple(map(box_of, _first(record, "candidates", "detections") or [])),
+        "size": (record["height"], record["width"]) if "height" in record else None,
+        "split": record.get("split", ""),
+    }
+
+
+def _vqa_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    answer = record.get("answer", [])
+    yield from _image_faults(record)
+    yield from _text_faults(record, "question")
+    yield from _key_faults(record, "question_id")
+    if answer != [] and not is_texts(answer):
+        yield '"answer" to be a string or a list of strings', answer
+
+
+def _classification_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    yield from _image_faults(record)
+    yield from _text_faults(record, *CLASSIFICATION_TEXTS)
+    yield from _text_faults(record, "label")
+
+
+def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    images = record.get("images", record.get("image"))
+    if not (isinstance(images, list) and len(images) == 2 and is_texts(images) and all(images)):
+        yield '"images" to be a pair, the paths of two pictures', images
+    yield from _text_faults(record, "sentence")
+    yield from _text_faults(record, "label")
+    yield from _key_faults(record, "identifier")
+
+
+def _phrase_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    yield from _image_faults(record)
+    yield from _text_faults(record, "text")
+    yield from _key_faults(record, "ref_id")
+    if "box" in record and not is_box(record["box"]):
+        yield f'"box" to be {BOX}', record["box"]
+    for name in ("boxes", "candidates", "detections"):
+        yield from _box_faults(record, name)
+    sides = {name: record[name] for name in ("height", "width") if name in record}
+    if len(sides) == 1 or not all(type(side) is int and side > 0 for side in sides.values()):
+        yield '"height" and "width" to be pixels, both or neither', sides
+    if not isinstance(record.get("split", ""), str):
+        yield '"split" to be a string', record["split"]
+
+
+def _box_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:
+    boxes = record.get(name, [])
+    if not isinstance(boxes, list):
+        yield f'"{name}" to be a list of boxes, each {BOX}', boxes
+        return
+    for box in boxes:
+        if not is_box(box, more=name != "boxes"):
+            yield f'each of "{name}" to be {BOX}', box
+
+
+def _image_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    image = record.get("image")
+    if not isinstance(image, str) or not image:
+        yield '"image" to be a path', image
+
+
+def _text_faults(record: dict[str, Any], *names: str) -> Iterator[Fault]:
+    """`names` are alternatives."""
+    text = _first(record, *names)
+    if not isinstance(text, str):
+        yield f'"{names[0]}" to be a string', text
+
+
+def _key_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:
+    if type(record.get(name, "")) not in (str, int):
+        yield f'"{name}" to be a string or a whole number', record[name]
+
+
+def _first(record: dict[str, Any], *names: str) -> Any:
+    return next((record[name] for name in names if name in record), None)
+
+
+_FORMS: dict[str, _Form] = {
+    "vqa": _Form(
+        '{"image": "val2014/1.jpg", "question": "what is it?", "answer": ["a dog", "dog"], "question_id": 7} '
+        '("answer" may be a string, or missing; "dataset" may be "vqa" or "vg")',
+        _vqa_faults, _image, _vqa_facts, "question_id",
+    ),
+    "classification": _Form(
+        '{"image": "1000092795", "sentence": "a man sleeps", "label": "neutral"}',
+        _classification_faults, _flickr_image, _classification_facts,
+    ),
+    "pairs": _Form(
+        '{"images": ["dev/dev-0-1-img0.png", "dev/dev-0-1-img1.png"], "sentence": "both are dogs", "label": "True", '
+        '"identifier": "dev-0-1-0"}',
+        _pair_faults, lambda record: record["images"], _pair_facts, "identifier",
+    ),
+    "phrases": _Form(
+        '{"image": "train2014/1.jpg", "text": "the left dog", "ref_id": 7, "boxes": [[10, 20.5, 30, 40]]} '
+        '("boxes", "candidates", "height" and "width", "split" may be missing)',
+        _phrase_faults, _image, _phrase_facts, "ref_id",
+    ),
+}  # fmt: skip
