@@ -15,10 +15,14 @@ __version__ = "0.1.0"
 # public name -> module; imported when first used, so that `import albef` costs nothing
 _PUBLIC = {
     "AlbefConfig": "albef.models.config",
+    "AlbefForAnswering": "albef.models.answering",
+    "AlbefForClassification": "albef.models.classifier",
+    "AlbefForPairs": "albef.models.classifier",
     "AlbefModel": "albef.models.albef",
     "Processor": "albef.data.processor",
     "PretrainObjective": "albef.objectives.pretrain",
     "Recipe": "albef.recipe",
+    "load": "albef.api",
     "open_sources": "albef.data.sources",
     "preset": "albef.models.config",
 }

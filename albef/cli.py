@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
 HELP = """\
@@ -24,7 +23,8 @@ train on your own pictures
   torchrun --nproc-per-node 8 -m albef train ...    the same on eight GPUs
 
 use a model
-  albef evaluate runs/mine/model --data dev.json    recalls by ITC, by ITM and by their sum
+  albef ask runs/vqa/model bus.jpg "what colour is the bus?"      also: entail, compare, match, ground
+  albef evaluate runs/mine/model --data dev.json    by the official rules of the model's task
   albef convert ALBEF.pth --out albef-14m           read a published checkpoint
 """
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options, rest)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
         if options.traceback:
             raise
         sys.exit(f"albef: {error}")
@@ -72,24 +72,62 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     train.add_argument("-h", "--help", action="store_true", dest="show_help")
 
-    evaluate = command("evaluate", _evaluate, "two-stage retrieval with a saved model")
+    evaluate = command("evaluate", _evaluate, "a saved model of any task by that task's official rules")
     evaluate.add_argument("model", help="folder of a saved model, e.g. runs/mine/model")
-    evaluate.add_argument("--data", nargs="+", required=True, help="JSON lists, tar shards or folders of pictures")
+    evaluate.add_argument(
+        "--data", nargs="+", required=True, help="the task's JSON lists; tar shards, folders, world:test"
+    )
     evaluate.add_argument("--image-root", help="folder that the paths in JSON lists are relative to")
-    evaluate.add_argument("--captions", type=int, help="use only the first so many captions of each picture")
-    evaluate.add_argument("--k", type=int, default=128, help="candidates that are re-ranked (default 128)")
     evaluate.add_argument("--image-size", type=int, help="pixels, if other than the model's (e.g. 384)")
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument(
+        "--task", choices=("retrieval", "grounding"), default="retrieval", help="what a matching model is to do"
+    )
+    evaluate.add_argument("--captions", type=int, help="retrieval: only the first so many captions of each picture")
+    evaluate.add_argument("--k", type=int, default=128, help="candidates that are re-ranked (default 128)")
+    evaluate.add_argument(
+        "--protocol", choices=("coco", "flickr30k", "flickr30k-zero-shot"), help="retrieval: size and k of the paper"
+    )
+    evaluate.add_argument("--answers", type=Path, help="vqa: JSON list of answers (default: those the model learned)")
+    evaluate.add_argument("--results", type=Path, help="vqa: write the file that EvalAI takes")
+    evaluate.add_argument("--way", choices=("ranked", "generated"), default="ranked", help="vqa: answers in --results")
+    evaluate.add_argument("--vg-root", help="vqa: folder of Visual Genome's pictures")
+    evaluate.add_argument(
+        "--mode", nargs="+", choices=("itm", "itc"), help="grounding: kind of heat map (default both)"
+    )
+    evaluate.add_argument("--layer", type=int, help="grounding: layer of the heat map (default: as the paper)")
 
-    convert = command("convert", _convert, "turn a published .pth file into a folder that albef loads")
+    for name, (text, things) in _ONE_PICTURE.items():
+        one = command(name, _one_picture, text)
+        one.set_defaults(what=name)
+        one.add_argument("model", help="folder of a saved model")
+        for thing in things:
+            one.add_argument(thing)
+        one.add_argument("--json", action="store_true", help="print JSON")
+        if name == "ask":
+            one.add_argument("--k", type=int, default=5, help="answers to show (default 5)")
+            one.add_argument("--answers", type=Path, help="JSON list of answers (default: those the model learned)")
+            one.add_argument("--free", action="store_true", help="write answers freely instead of ranking a list")
+        if name == "ground":
+            one.add_argument("--mode", choices=("itm", "itc"), default="itm", help="kind of heat map (default itm)")
+            one.add_argument("--layer", type=int, help="layer of the heat map (default: as the paper)")
+            one.add_argument("--out", type=Path, default=Path("heat.png"), help="picture to write (default heat.png)")
+
+    answers = command("answers", _answers, "make the list of answers that VQA ranks, from annotations")
+    answers.add_argument("data", nargs="+", help="VQA JSON lists")
+    answers.add_argument("--out", type=Path, required=True, help="JSON list to write")
+    answers.add_argument("--most", type=int, help="keep only the so many commonest")
+    answers.add_argument("--least", type=int, default=9, help="times an answer must have been given (default 9)")
+
+    convert = command("convert", _convert, "turn a published .pth file, of any task, into a folder that albef loads")
     convert.add_argument("checkpoint", nargs="?", type=Path, help="e.g. ALBEF.pth, or the folder of a saved model")
     convert.add_argument("--out", type=Path, required=True, help="folder to write")
     convert.add_argument("--image-size", type=int, help="resize the position grid to this many pixels (e.g. 384)")
     convert.add_argument("--vocabulary", type=Path, help="vocab.txt (default: BERT's, which comes along)")
     convert.add_argument("--vision-heads", type=int, help="attention heads of the image encoder, if not 64 wide")
     convert.add_argument("--text-heads", type=int, help="attention heads of BERT, if not 64 wide")
-    convert.add_argument("--half", action="store_true", help="store the weights in half precision")
-    convert.add_argument("--new-mlm-head", action="store_true", help="fine-tuned files have none: add an untrained one")
+    convert.add_argument("--half", action="store_true", help="store the model's weights in half precision")
+    convert.add_argument("--slim", action="store_true", help="leave out the momentum teacher and its queues")
     convert.add_argument("--deit", type=Path, help="start of pre-training: DeiT-B/16 weights for the image encoder")
     convert.add_argument("--bert", type=Path, help="start of pre-training: BERT-base weights for text and fusion")
 
@@ -125,7 +163,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     else:
         recipe = _resolve(options, rest)
         folder = options.out or Path("runs") / recipe.name
-    from albef import distributed
+    from albef import distributed, evaluation
     from albef.tasks import make_task
 
     with distributed.session() as device:
@@ -139,7 +177,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         if distributed.rank() == 0:
             print(f"saved in {folder}; the model: {folder / 'model'}", file=sys.stderr)
             if figures:
-                print(table(figures))
+                print(evaluation.table(figures))
 
 
 _TRAIN_HELP = """\
@@ -180,66 +218,63 @@ def find_recipe(name: str):
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from albef import distributed
-    from albef.data.processor import Processor
-    from albef.data.progress import with_bar
-    from albef.data.sources import open_sources
-    from albef.models.albef import AlbefModel
-    from albef.tasks import retrieval
+    from albef import evaluation
 
-    if options.k < 1:
-        raise ValueError(f"--k {options.k}: at least one candidate must be re-ranked")
-    source = open_sources(options.data, options.image_root)
-    with distributed.session() as device:
-        model = AlbefModel.from_pretrained(options.model, options.image_size).to(device)
-        processor = Processor.from_pretrained(options.model)
-        processor.image_size = model.config.image_size
-        gallery = with_bar(
-            "encoding pictures",
-            len(source),
-            lambda tick: retrieval.encode(model, processor, source, options.captions, tick=tick),
-        )
-        pictures = len(gallery.z_image)
-        figures = with_bar("re-ranking", pictures, lambda tick: retrieval.evaluate(model, gallery, options.k, tick))
-        if distributed.rank() == 0:
-            print(f"{pictures} pictures, {len(gallery.z_text)} texts, {options.k} candidates re-ranked")
-            print(table(figures))
-            if options.json:
-                options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    evaluation.run(options)
+
+
+_ONE_PICTURE = {
+    "ask": ("answer a question about a picture", ("picture", "question")),
+    "entail": ("does a picture entail a text?", ("picture", "text")),
+    "compare": ("is a text true of two pictures?", ("left", "right", "text")),
+    "match": ("do picture and text belong together?", ("picture", "text")),
+    "ground": ("where in a picture is a text seen? Writes a heat map", ("picture", "text")),
+}
+
+
+def _one_picture(options: argparse.Namespace, _: list[str]) -> None:
+    from albef import shell
+
+    found, lines = shell.COMMANDS[options.what](options)
+    print(json.dumps(found) if options.json else "\n".join(lines))
+
+
+def _answers(options: argparse.Namespace, _: list[str]) -> None:
+    from albef.data.examples import open_examples
+    from albef.tasks.vqa import answer_list
+
+    found = answer_list(open_examples("vqa", options.data), options.most, options.least)
+    options.out.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{len(found)} answers: {options.out}")
 
 
 def _convert(options: argparse.Namespace, _: list[str]) -> None:
     import torch
 
     from albef.data.processor import Processor, load_tokenizer
-    from albef.models import convert
-    from albef.models.albef import AlbefModel
+    from albef.models import convert, hub
     from albef.models.config import preset
 
-    if bool(options.checkpoint) == bool(options.deit or options.bert):
+    path, out = options.checkpoint, options.out
+    if bool(path) == bool(options.deit or options.bert):
         raise ValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
-    processor = Processor(load_tokenizer(str(options.vocabulary or "bert")), preset("base").image_size)
-    if options.checkpoint and options.checkpoint.is_dir():
-        model = AlbefModel.from_pretrained(options.checkpoint, options.image_size)
-        processor = Processor.from_pretrained(options.checkpoint)
-    elif options.checkpoint:
-        report = convert.convert_file(
-            options.checkpoint,
-            options.out,
-            processor.tokenizer.get_vocab(),
-            options.image_size,
-            options.vision_heads,
-            options.text_heads,
-            options.new_mlm_head,
-        )
-        print(report)
-        model = AlbefModel.from_pretrained(options.out)
+    if path and path.is_dir():
+        processor = Processor.from_pretrained(path)
+        print(convert.convert_folder(path, out, options.image_size, options.half, options.slim))
     else:
+        processor = Processor(load_tokenizer(str(options.vocabulary or "bert")), preset("base").image_size)
+    if path and not path.is_dir():
+        words = processor.tokenizer.get_vocab()
+        heads = {"vision_heads": options.vision_heads, "text_heads": options.text_heads}
+        print(convert.convert_file(path, out, words, options.image_size, **heads, half=options.half, slim=options.slim))
+    elif not path:
         model = convert.initial_model(preset("base"), options.deit, options.bert)
-    model.save_pretrained(options.out, torch.float16 if options.half else None)
-    processor.image_size = model.config.image_size
-    processor.save_pretrained(options.out)
-    print(f"saved in {options.out}")
+        model.save_pretrained(out, torch.float16 if options.half else None)
+        hub.save_training(out, None, None)
+    height, width = hub.load_config(out)["image_size"]
+    processor.image_size = height, width
+    processor.save_pretrained(out)
+    print(f"saved in {out}")
 
 
 def _recipes(options: argparse.Namespace, _: list[str]) -> None:
@@ -254,15 +289,3 @@ def _recipes(options: argparse.Namespace, _: list[str]) -> None:
         return
     for name, function in RECIPES.items():
         print(f"{name:<16} {(function.__doc__ or '').splitlines()[0]}")
-
-
-def table(figures: Mapping[str, dict[str, float]]) -> str:
-    """Recalls as text: a row per way of scoring."""
-    heads = ["text->picture R@1", "R@5", "R@10", "picture->text R@1", "R@5", "R@10"]
-    keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
-    widths = [len(head) + 4 for head in heads]
-    rows = [" " * 4 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for name, values in figures.items():
-        cells = (f"{values[key]:>{width}.2f}" for key, width in zip(keys, widths, strict=True))
-        rows.append(f"{name:<4}" + "".join(cells))
-    return "\n".join(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,3 +72,12 @@ def wait() -> None:
     """Until all ranks are here."""
     if active():
         dist.barrier()
+
+
+def gather_objects(x: Any) -> list[Any]:
+    """One small Python object of every rank, in rank order."""
+    if not active():
+        return [x]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, x)
+    return found

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from albef.models.config import AlbefConfig
 
+Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,13 +27,19 @@ class Data:
     """Sources that are searched while training, and by `albef evaluate`."""
     image_root: str | None = None
     """Folder that the `image` paths of JSON lists are relative to; by default the list's own folder."""
+    vg_root: str | None = None
+    """VQA: folder of the pictures of records whose `dataset` is `vg`; by default `image_root`."""
+    answers: str | None = None
+    """VQA: JSON list of the answers that are ranked; by default those of the training questions."""
+    labels: tuple[str, ...] = ("contradiction", "neutral", "entailment")
+    """Classification: the classes, in their order."""
     tokenizer: str | None = None
     """A `vocab.txt` or `tokenizer.json`; by default WordPiece is trained on the captions of `train`."""
     augment: Literal["randaugment", "affine"] = "randaugment"
     """`randaugment`: the paper's crop, flip and RandAugment, picture by picture. `affine`: all pictures are decoded
     once and kept in memory, and a batch is turned, moved and recoloured in one go (for small pictures)."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """`randaugment`: share of the area that a random crop keeps."""
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)
+    """`randaugment`: share of the area that a random crop keeps; None keeps all."""
     flip: bool = True
     """`randaugment`: mirror every second picture."""
     cache_size: int = 48
@@ -82,7 +90,7 @@ class Optim:
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Objective:
     """The objective's numbers (paper §3.2, §3.3)."""
 
     queue_size: int = 65536
@@ -112,12 +120,14 @@ class Recipe:
     """A run, complete: `albef train NAME --field value` replaces single fields."""
 
     name: str = "run"
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"] = (
+        "pretrain"
+    )
     """What is learnt."""
     model: AlbefConfig = field(default_factory=AlbefConfig)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
-    pretraining: Pretraining = field(default_factory=Pretraining)
+    objective: Objective = field(default_factory=Objective)
     init: str | None = None
     """A saved model to start from. Its sizes and words replace `model` and `data.tokenizer`, all but image_size."""
     batch_size: int = 512
@@ -136,8 +146,8 @@ class Recipe:
     """Recompute activations instead of keeping them: less memory, about a third more time."""
     compile: bool = False
     """Compile the encoders' blocks (worth it on a GPU)."""
-    evaluate_steps: int = 1000
-    """Steps between zero-shot retrievals on `data.validation`."""
+    evaluate_steps: int | None = 1000
+    """Steps between evaluations on `data.validation`; None evaluates after every epoch, 0 only at the end."""
     save_steps: int = 1000
     """Steps between checkpoints."""
     log_steps: int = 50
@@ -163,7 +173,7 @@ class Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    pretraining, data = recipe.pretraining, recipe.data
+    objective, data = recipe.objective, recipe.data
     for name, value, low, high in (
         ("batch_size", recipe.batch_size, 1, None),
         ("steps", recipe.steps, 0, None),
@@ -174,13 +184,13 @@ def _check(recipe: Recipe) -> None:
         ("optim.warmup", recipe.optim.warmup, 0, 0.99),
         ("data.max_tokens", data.max_tokens, 2, None),
         ("data.broken_limit", data.broken_limit, 0, 1),
-        ("pretraining.alpha", pretraining.alpha, 0, 1),
-        ("pretraining.momentum", pretraining.momentum, 0, 1),
-        ("pretraining.mlm_probability", pretraining.mlm_probability, 0, 1),
-        ("pretraining.queue_size", pretraining.queue_size, 1, None),
-        ("pretraining.itm_negatives", pretraining.itm_negatives, 1, None),
-        ("pretraining.align_first", pretraining.align_first, 0, 0.99),
-        ("pretraining.temp", pretraining.temp, 0.001, 0.5),
+        ("objective.alpha", objective.alpha, 0, 1),
+        ("objective.momentum", objective.momentum, 0, 1),
+        ("objective.mlm_probability", objective.mlm_probability, 0, 1),
+        ("objective.queue_size", objective.queue_size, 1, None),
+        ("objective.itm_negatives", objective.itm_negatives, 1, None),
+        ("objective.align_first", objective.align_first, 0, 0.99),
+        ("objective.temp", objective.temp, 0.001, 0.5),
         ("seed", recipe.seed, 0, 2**23 - 1),
     ):
         if value < low or (high is not None and value > high):
@@ -188,8 +198,8 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"recipe {recipe.name!r}: {name} is {value}, but must be {rule}")
     if recipe.optim.schedule == "official" and not recipe.epochs:
         raise ValueError(f"recipe {recipe.name!r}: optim.schedule `official` counts in epochs; set epochs")
-    if pretraining.align_first and not pretraining.itc:
-        raise ValueError(f"recipe {recipe.name!r}: without pretraining.itc, pretraining.align_first must be 0")
+    if objective.align_first and not objective.itc:
+        raise ValueError(f"recipe {recipe.name!r}: without objective.itc, objective.align_first must be 0")
 
 
 def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
@@ -205,7 +215,8 @@ def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") ->
         choices = get_args(types[name]) if get_origin(types[name]) is Literal else None
         if choices and value not in choices:
             raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be one of {', '.join(choices)}")
-        if isinstance(default, tuple) and not isinstance(value, (list, tuple)):
+        optional = type(None) in get_args(types[name]) and value is None
+        if isinstance(default, tuple) and not optional and not isinstance(value, (list, tuple)):
             raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be a list")
         if is_dataclass(default):
             built[name] = _build(type(default), value, source, f"{prefix}{name}.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from albef.models.config import preset
-from albef.recipe import Data, Optim, Pretraining, Recipe
+from albef.recipe import Data, Objective, Optim, Recipe, Task
 
 
 def pretrain_14m() -> Recipe:
@@ -41,7 +41,7 @@ def pretrain_14m() -> Recipe:
             weight_decay=0.02,
             clip_norm=0.0,
         ),
-        pretraining=Pretraining(queue_size=65536, momentum=0.995, alpha=0.4, mlm_probability=0.15),
+        objective=Objective(queue_size=65536, momentum=0.995, alpha=0.4, mlm_probability=0.15),
         batch_size=512,
         epochs=30,
         seed=42,
@@ -72,7 +72,7 @@ def pretrain_small() -> Recipe:
         model=preset("small"),
         data=Data(workers=2),
         optim=Optim(lr=5e-4, min_lr=1e-6, warmup_lr=1e-6, weight_decay=0.05, clip_norm=5.0),
-        pretraining=Pretraining(queue_size=4096, alpha_ramp_steps=1000, align_first=0.3),
+        objective=Objective(queue_size=4096, alpha_ramp_steps=1000, align_first=0.3),
         batch_size=128,
         steps=10_000,
     )
@@ -89,7 +89,7 @@ def pretrain_tiny() -> Recipe:
         model=preset("tiny"),
         data=Data(augment="affine", cache_size=48, max_tokens=12),
         optim=Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, weight_decay=0.05, clip_norm=5.0),
-        pretraining=Pretraining(queue_size=1024, momentum=0.99, alpha_ramp_steps=500, itm_negatives=4, align_first=0.3),
+        objective=Objective(queue_size=1024, momentum=0.99, alpha_ramp_steps=500, itm_negatives=4, align_first=0.3),
         steps=5000,
         evaluate_steps=500,
         save_steps=500,
@@ -129,11 +129,267 @@ def emoji_demo() -> Recipe:
         full,
         name="emoji-demo",
         data=replace(full.data, zoom=(0.75, 1.15), angle=12.0, colour=0.3),
-        pretraining=replace(full.pretraining, align_first=0.6),
+        objective=replace(full.objective, align_first=0.6),
         steps=20_000,
         max_seconds=240.0,
         evaluate_steps=250,
         log_steps=25,
+    )
+
+
+def world() -> Recipe:
+    """A model of 1.7 M parameters that knows the generated world: what the world's tasks are fine-tuned from.
+
+    albef train world --out runs/world
+    """
+    tiny = pretrain_tiny()
+    return replace(
+        tiny,
+        name="world",
+        model=replace(preset("tiny"), image_size=(36, 36), patch_size=6, fusion_layers=2),
+        data=replace(
+            tiny.data,
+            train=("world:train",),
+            validation=("world:validation",),
+            validation_captions=1,
+            tokenizer="albef:world.txt",
+            cache_size=36,
+            zoom=(1.0, 1.0),
+            shift=0.0,
+            angle=0.0,
+            colour=0.0,
+            max_tokens=16,
+        ),
+        objective=replace(tiny.objective, itm_negatives=2, mlm_probability=0.3),
+        steps=4000,
+        k_test=32,
+    )
+
+
+def retrieval_coco() -> Recipe:
+    """Fine-tuning for retrieval on COCO (configs/Retrieval_coco.yaml of the original; paper §4.1).
+
+    torchrun --nproc-per-node 8 -m albef train retrieval-coco --init albef-14m --data.image-root /data/coco
+    The paper's result, 14 M pictures: TR R@1/5/10 77.6/94.3/97.2, IR 60.7/84.3/90.5. Not run by us.
+    """
+    return replace(
+        pretrain_14m(),
+        name="retrieval-coco",
+        task="retrieval",
+        model=preset("base").at_size(384),
+        data=replace(
+            pretrain_14m().data,
+            train=("coco_train.json",),
+            validation=("coco_val.json",),
+            crop_scale=(0.5, 1.0),
+            max_tokens=512,
+        ),
+        optim=Optim(
+            lr=1e-5, min_lr=1e-6, warmup_lr=1e-5, schedule="official", warmup_epochs=1, weight_decay=0.02, clip_norm=0.0
+        ),
+        batch_size=256,
+        epochs=5,
+        evaluate_steps=None,
+        k_test=256,
+    )
+
+
+def retrieval_flickr30k() -> Recipe:
+    """Fine-tuning for retrieval on Flickr30k (configs/Retrieval_flickr.yaml of the original): as `retrieval-coco`.
+
+    torchrun --nproc-per-node 8 -m albef train retrieval-flickr30k --init albef-14m --data.image-root /data/flickr30k
+    The paper's result, 14 M pictures: TR R@1/5/10 95.9/99.8/100.0, IR 85.6/97.5/98.9. Not run by us.
+    """
+    coco = retrieval_coco()
+    data = replace(coco.data, train=("flickr30k_train.json",), validation=("flickr30k_val.json",))
+    return replace(coco, name="retrieval-flickr30k", data=data, epochs=10, k_test=128)
+
+
+def vqa() -> Recipe:
+    """Fine-tuning on VQA v2 and Visual Genome's questions (configs/VQA.yaml of the original; paper §4.1).
+
+    torchrun --nproc-per-node 8 -m albef train vqa --init albef-14m --data.image-root /data/coco --data.vg-root /data/vg
+    The answers are chosen by evaluation: albef evaluate runs/vqa/model --data vqa_test.json --results vqa_result.json
+    The paper's result, 14 M pictures: test-dev 75.84, test-std 76.04. Not run by us.
+    """
+    coco = retrieval_coco()
+    return replace(
+        coco,
+        name="vqa",
+        task="vqa",
+        data=replace(
+            coco.data,
+            train=("vqa_train.json", "vqa_val.json", "vg_qa.json"),
+            validation=(),
+            answers="answer_list.json",
+            max_tokens=25,
+        ),
+        optim=replace(coco.optim, lr=2e-5, warmup_epochs=4),
+        epochs=8,
+        k_test=128,
+    )
+
+
+def entailment() -> Recipe:
+    """Fine-tuning on SNLI-VE (configs/VE.yaml of the original; paper §4.1). The teacher's share doesn't ramp up.
+
+    torchrun --nproc-per-node 8 -m albef train entailment --init albef-14m --data.image-root /data/flickr30k
+    The paper's result, 14 M pictures: val 80.80, test 80.91. Not run by us.
+    """
+    coco = retrieval_coco()
+    return replace(
+        coco,
+        name="entailment",
+        task="classification",
+        data=replace(coco.data, train=("ve_train.json",), validation=("ve_dev.json",)),
+        optim=replace(coco.optim, lr=2e-5),
+        objective=replace(coco.objective, alpha_ramp_steps=0),
+        epochs=5,
+    )
+
+
+def text_assignment() -> Recipe:
+    """Pre-training for NLVR2 by text assignment (configs/NLVR_pretrain.yaml of the original; paper §4.1).
+
+    torchrun --nproc-per-node 8 -m albef train text-assignment --init albef-4m --data.image-root /data
+    One epoch over the 4 M pictures. No figure of its own; `nlvr2` starts from it. Not run by us.
+    """
+    four = pretrain_4m()
+    return replace(
+        four,
+        name="text-assignment",
+        task="text-assignment",
+        optim=replace(four.optim, lr=2e-5, warmup_epochs=1),
+        epochs=1,
+        evaluate_steps=0,
+    )
+
+
+def nlvr2() -> Recipe:
+    """Fine-tuning on NLVR2 (configs/NLVR.yaml of the original; paper §4.1), after `text-assignment`.
+
+    torchrun --nproc-per-node 8 -m albef train nlvr2 --init runs/text-assignment/model --data.image-root /data/nlvr2
+    The paper's result, 14 M pictures: dev 82.55, test-P 83.14. Not run by us.
+    """
+    coco = retrieval_coco()
+    return replace(
+        coco,
+        name="nlvr2",
+        task="nlvr2",
+        data=replace(coco.data, train=("nlvr_train.json",), validation=("nlvr_dev.json",)),
+        optim=replace(coco.optim, lr=2e-5),
+        batch_size=128,
+        epochs=10,
+    )
+
+
+def grounding() -> Recipe:
+    """Weakly supervised grounding on RefCOCO+ (configs/Grounding.yaml of the original; paper §4.1): no box is learnt.
+
+    torchrun --nproc-per-node 8 -m albef train grounding --init albef-14m --data.image-root /data/coco
+    Then: albef evaluate runs/grounding/model --task grounding --data data/refcoco+ --image-root /data/coco
+    The paper's result by ITM, 14 M pictures: val 58.46, testA 65.89, testB 46.25. Not run by us.
+    """
+    coco = retrieval_coco()
+    return replace(
+        coco,
+        name="grounding",
+        task="grounding",
+        data=replace(coco.data, train=("refcoco+_train.json",), validation=("data/refcoco+",), crop_scale=None),
+        epochs=5,
+    )
+
+
+def _of_world(name: str, task: Task, **changes) -> Recipe:
+    """A task of the generated world, from the model of `world` that comes along."""
+    start = world()
+    return replace(
+        start,
+        name=f"world-{name}",
+        task=task,
+        init="world",
+        data=replace(start.data, validation=("world:validation",)),
+        optim=replace(start.optim, lr=5e-4),
+        objective=replace(start.objective, alpha_ramp_steps=200),
+        evaluate_steps=250,
+        **changes,
+    )
+
+
+def world_retrieval() -> Recipe:
+    """Retrieval in the generated world: one of 491 pictures by its caption.
+
+    albef train world-retrieval --out runs/world-retrieval
+    """
+    return _of_world("retrieval", "retrieval", steps=500)
+
+
+def world_vqa() -> Recipe:
+    """Questions about the generated world: colours, shapes, sizes, numbers, places; a closed list and free answers.
+
+    albef train world-vqa --out runs/world-vqa
+    """
+    return _of_world("vqa", "vqa", steps=2000)
+
+
+def world_entailment() -> Recipe:
+    """Statements about the generated world: true, false, or nothing that the picture says.
+
+    albef train world-entailment --out runs/world-entailment
+    """
+    return _of_world("entailment", "classification", steps=2000)
+
+
+def world_assignment() -> Recipe:
+    """Text assignment in the generated world: what `world-nlvr2` may start from.
+
+    albef train world-assignment --out runs/world-assignment
+    """
+    return _of_world("assignment", "text-assignment", steps=1000)
+
+
+def world_nlvr2() -> Recipe:
+    """Statements about two pictures of the generated world.
+
+    albef train world-nlvr2 --init runs/world-assignment/model --out runs/world-nlvr2
+    """
+    return _of_world("nlvr2", "nlvr2", steps=2000)
+
+
+def world_grounding() -> Recipe:
+    """Phrases for things of the generated world; where they are is never told.
+
+    albef train world-grounding --out runs/world-grounding
+    """
+    return _of_world("grounding", "grounding", steps=1000)
+
+
+def easy_vqa() -> Recipe:
+    """Questions of the package `easy-vqa` from scratch: a model of 1.8 M parameters at 64 px (see `make easy-vqa`).
+
+    python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
+    albef train easy-vqa --out runs/easy-vqa
+    """
+    tiny = pretrain_tiny()
+    data = Data(
+        train=("runs/easy-vqa-data/train.json",),
+        validation=("runs/easy-vqa-data/test.json",),
+        augment="affine",
+        cache_size=64,
+        zoom=(0.9, 1.0),
+        shift=0.05,
+        angle=0.0,
+        colour=0.0,
+        max_tokens=20,
+    )
+    return replace(
+        tiny,
+        name="easy-vqa",
+        task="vqa",
+        model=replace(preset("tiny"), image_size=(64, 64), patch_size=8, fusion_layers=2),
+        data=data,
+        objective=replace(tiny.objective, alpha_ramp_steps=1000),
+        steps=4000,
     )
 
 
@@ -144,5 +400,20 @@ _ALL: tuple[Callable[[], Recipe], ...] = (
     pretrain_tiny,
     emoji,
     emoji_demo,
+    retrieval_coco,
+    retrieval_flickr30k,
+    vqa,
+    entailment,
+    text_assignment,
+    nlvr2,
+    grounding,
+    world,
+    world_retrieval,
+    world_vqa,
+    world_entailment,
+    world_assignment,
+    world_nlvr2,
+    world_grounding,
+    easy_vqa,
 )
 RECIPES = {function.__name__.replace("_", "-"): function for function in _ALL}

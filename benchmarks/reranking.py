@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 
 from albef import AlbefModel, Processor, open_sources
-from albef.tasks import retrieval
+from albef.tasks import ranking
 
 
 def main() -> None:
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = retrieval.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
+    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
     print("text->picture R@1 in the unseen style")
     for k in (2, 4, 8, 16, 64):
-        show(f"{k} candidates", [retrieval.evaluate(model, gallery, k)])
+        show(f"{k} candidates", [ranking.evaluate(model, gallery, k)])
     torch.manual_seed(0)
     for size, draws in ((32, 20), (128, 20), (512, 6)):
-        show(f"{size} pictures", [retrieval.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
+        show(f"{size} pictures", [ranking.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
 
 
-def part(gallery: retrieval.Gallery, size: int) -> retrieval.Gallery:
+def part(gallery: ranking.Gallery, size: int) -> ranking.Gallery:
     """A random part of a gallery with one text for each picture."""
     rows = torch.randperm(len(gallery.z_image))[:size]
     fields = (gallery.image_tokens, gallery.z_image, gallery.text_states, gallery.text_mask, gallery.z_text)
-    return retrieval.Gallery(*(field[rows] for field in fields), torch.arange(size))
+    return ranking.Gallery(*(field[rows] for field in fields), torch.arange(size))
 
 
 def show(name: str, found: list[dict[str, dict[str, float]]]) -> None:

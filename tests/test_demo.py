@@ -46,7 +46,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         old.data, train=(draw(tmp_path / "a", 1), draw(tmp_path / "b", 3)), validation=(draw(tmp_path / "c", 2),)
     )
     recipe = replace(
-        old, model=config, data=data, pretraining=replace(old.pretraining, queue_size=16), batch_size=8, steps=6,
+        old, model=config, data=data, objective=replace(old.objective, queue_size=16), batch_size=8, steps=6,
         evaluate_steps=3, log_steps=1, save_steps=2, k_test=4,
     )  # fmt: skip
     tokenizer = train_tokenizer(["red green blue yellow black orange square circle shape drawing"] * 2, 200)

@@ -50,7 +50,7 @@ def work(rank, world_size, port, world, folder, changes):
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     # a low rate: AdamW makes full steps of rounding noise where a gradient is zero, such as that of key biases
     recipe = tiny_recipe(world, steps=20, optim=Optim(lr=1e-4, min_lr=1e-5, warmup_lr=1e-5, clip_norm=1.0))
-    recipe = replace(recipe, pretraining=replace(recipe.pretraining, **changes))
+    recipe = replace(recipe, objective=replace(recipe.objective, **changes))
     with distributed.session() as device:
         run = folder / f"{world_size}"
         run.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from albef.engine import checkpoint
 from albef.engine.train import Interrupted, prepare_folder, train
-from albef.recipe import Data, Optim, Pretraining, Recipe
+from albef.recipe import Data, Objective, Optim, Recipe
 from albef.tasks import make_task
 from albef.tasks.pretrain import Pretrain
 from tests.worlds import make_world, tiny_recipe
@@ -134,7 +134,7 @@ def test_learning_lowers_the_losses_and_finds_pictures(world, tmp_path):
 
 def test_alignment_first_then_fusion(world, tmp_path):
     recipe = tiny_recipe(world)
-    recipe = replace(recipe, pretraining=replace(recipe.pretraining, align_first=0.5))
+    recipe = replace(recipe, objective=replace(recipe.objective, align_first=0.5))
     run(recipe, tmp_path / "run")
     joined = ["itm" in line for line in lines(tmp_path / "run")]
     assert joined[:10] == [False] * 5 + [True] * 5
@@ -142,7 +142,7 @@ def test_alignment_first_then_fusion(world, tmp_path):
 
 def test_without_itc(world, tmp_path):
     recipe = tiny_recipe(world)
-    recipe = replace(recipe, pretraining=replace(recipe.pretraining, itc=False))
+    recipe = replace(recipe, objective=replace(recipe.objective, itc=False))
     run(recipe, tmp_path / "run")
     assert "itc" not in lines(tmp_path / "run")[0] and "itm" in lines(tmp_path / "run")[0]
 
@@ -255,7 +255,7 @@ def test_a_cut_line_of_the_log_is_dropped(world, tmp_path):
         ({"steps": 0, "epochs": 3, "batch_size": 1000}, "batch_size 1000 is more than the 32 training pairs"),
         ({"seed": -1}, "seed is -1, but must be between 0 and"),
         ({"optim": Optim(schedule="official")}, "set epochs"),
-        ({"pretraining": Pretraining(itc=False, align_first=0.5)}, "align_first must be 0"),
+        ({"objective": Objective(itc=False, align_first=0.5)}, "align_first must be 0"),
     ],
 )
 def test_impossible_recipes_say_what_to_change(world, tmp_path, changes, said):
@@ -293,7 +293,7 @@ def test_unknown_fields_of_a_recipe_file(world, tmp_path, path, said):
     ("changes", "said"),
     [
         ({"precision": "bf16"}, "precision is 'bf16', but must be one of auto, float32, bfloat16"),
-        ({"task": "vqa"}, "must be one of pretrain"),
+        ({"task": "captioning"}, "must be one of pretrain, retrieval, vqa"),
         ({"data": {"train": "captions.json"}}, "data.train is 'captions.json', but must be a list"),
     ],
 )
@@ -359,7 +359,8 @@ def test_two_processes_train_and_evaluate(world, tmp_path):
         (["train", "pretrain-tiny", "--stepz", "3"], "--steps"),
         (["train", "pretrain-tiny"], "data.train is empty"),
         (["train", "pretrain-tiny", "--data.train", "absent.json"], "absent.json"),
-        (["evaluate", "nowhere", "--data", "absent.json"], "absent.json"),
+        (["evaluate", "nowhere", "--data", "absent.json"], "nowhere: no saved model here"),
+        (["evaluate", "emoji", "--data", "absent.json"], "absent.json"),
         (["convert", "absent.pth", "--out", "x"], "absent.pth"),
         (["recipes", "pretrain-15m"], "did you mean pretrain-14m?"),
     ],

@@ -134,7 +134,7 @@ def test_queued_twins_are_positives_too():
     seen = []
     original = losses.contrastive_targets
     try:
-        import albef.objectives.pretrain as module
+        import albef.objectives.align as module
 
         module.contrastive_targets = lambda same, *rest: seen.append(same) or original(same, *rest)
         objective(batch, 0.0)

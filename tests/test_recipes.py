@@ -8,7 +8,7 @@ import torch
 from albef.engine.optim import learning_rate, ramp
 from albef.models.albef import AlbefModel
 from albef.models.flops import pretraining_flops
-from albef.recipe import Optim, Pretraining, Recipe
+from albef.recipe import Objective, Optim, Recipe
 from albef.recipes import RECIPES
 
 
@@ -26,7 +26,7 @@ def test_recipes_can_be_built_and_saved(name, tmp_path):
 def test_the_papers_numbers():
     recipe, smaller = RECIPES["pretrain-14m"](), RECIPES["pretrain-4m"]()
     assert (recipe.batch_size, recipe.epochs, recipe.model.image_size) == (512, 30, (256, 256))
-    assert recipe.pretraining == Pretraining(
+    assert recipe.objective == Objective(
         queue_size=65536, momentum=0.995, alpha=0.4, mlm_probability=0.15, temp=0.07, itm_negatives=1, align_first=0.0
     )
     assert recipe.optim == Optim(1e-4, 1e-5, 1e-5, "official", 0.05, 20, 0.02, (0.9, 0.999), 0.0)

@@ -128,16 +128,3 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     assert 2 <= len(ticks) <= 7
     assert ticks[0] >= low and ticks[-1] <= high
     assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
-
-
-def test_heat_is_red_where_the_map_is_high() -> None:
-    values = np.zeros((4, 4))
-    values[0, 0] = 2.0
-    painted = np.asarray(report.heat(Image.new("RGB", (8, 8), "white"), values, side=40)).astype(int)
-    assert painted[2, 2, 0] > painted[2, 2, 2]
-    assert painted[35, 35, 2] > painted[35, 35, 0]
-
-
-def test_heat_of_a_flat_map_is_even() -> None:
-    painted = np.asarray(report.heat(picture(), np.ones((2, 2)), side=20))
-    assert (painted == painted[0, 0]).all()

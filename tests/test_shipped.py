@@ -6,7 +6,7 @@ import pytest
 
 from albef import AlbefModel, Processor, open_sources
 from albef.files import MODELS
-from albef.tasks import retrieval
+from albef.tasks import ranking
 
 FOLDER = MODELS / "emoji"
 
@@ -19,9 +19,9 @@ def test_it_is_small_and_comes_with_its_log():
 
 def test_it_finds_names_in_the_unseen_style():
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = retrieval.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
+    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
     assert len(gallery.z_image) == 1811
-    found = retrieval.evaluate(model, gallery, k=16)
+    found = ranking.evaluate(model, gallery, k=16)
     assert found["itc"]["img_r1"] >= 40 and found["itc"]["img_r10"] >= 70
     assert found["itm"]["img_r1"] >= 40 and found["itm"]["img_r10"] >= 70
     last = [json.loads(line) for line in (FOLDER / "log.jsonl").open()][-1]["evaluation"]

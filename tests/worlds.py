@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from albef.models.config import AlbefConfig
-from albef.recipe import Data, Optim, Pretraining, Recipe
+from albef.recipe import Data, Objective, Optim, Recipe
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 PLACES = {"left": (2, 8), "right": (18, 8), "top": (10, 1), "bottom": (10, 20)}
@@ -69,7 +69,7 @@ def tiny_recipe(world: Path, **changes) -> Recipe:
             max_tokens=10,
         ),
         optim=Optim(lr=1e-3, min_lr=1e-5, warmup_lr=1e-5, clip_norm=1.0),
-        pretraining=Pretraining(queue_size=24, momentum=0.9, alpha_ramp_steps=4, mlm_probability=0.3),
+        objective=Objective(queue_size=24, momentum=0.9, alpha_ramp_steps=4, mlm_probability=0.3),
         batch_size=8,
         steps=10,
         precision="float32",

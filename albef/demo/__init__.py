@@ -26,7 +26,7 @@ from albef.engine.log import LOG, clock
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.report.chart import Chart, Line
-from albef.tasks import make_task, retrieval
+from albef.tasks import make_task, ranking
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "models" / "emoji"
 QUERIES = (
@@ -126,9 +126,9 @@ def _explain(style: UnseenStyle, folder: Path, recipe: Recipe, evaluation: dict[
     scores = with_bar(
         "re-ranking with ITM",
         len(style.names),
-        lambda tick: retrieval.two_stage_scores(style.model, style.gallery, style.candidates, tick),
+        lambda tick: ranking.two_stage_scores(style.model, style.gallery, style.candidates, tick),
     )
-    shipped = {name: retrieval.recalls(*both, style.gallery.image_of_text) for name, both in scores.items()}
+    shipped = {name: ranking.recalls(*both, style.gallery.image_of_text) for name, both in scores.items()}
     missed, missed_count = _misses(style, scores["itc"][1], scores["itm"][1], recipe.seed)
     return report.Report(
         lead=f"A tiny ALBEF was pre-trained from scratch for {recipe.max_seconds / 60:.3g} minutes on three drawing "
@@ -194,7 +194,7 @@ def _charts(folder: Path, recipe: Recipe, pictures: int) -> list[Chart]:
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     vocabulary = AlbefModel.from_pretrained(folder / "model").config.vocab_size
     guesses = {
-        "itc": math.log(recipe.batch_size + recipe.pretraining.queue_size),
+        "itc": math.log(recipe.batch_size + recipe.objective.queue_size),
         "itm": math.log(3) - 2 / 3 * math.log(2),  # one pair in three matches
         "mlm": math.log(vocabulary),
     }

@@ -16,7 +16,7 @@ from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
-from albef.tasks import grounding, retrieval
+from albef.tasks import grounding, ranking
 
 
 @dataclass
@@ -26,7 +26,7 @@ class UnseenStyle:
     model: AlbefModel
     processor: Processor
     source: Source
-    gallery: retrieval.Gallery
+    gallery: ranking.Gallery
     names: list[str]
     candidates: int
     """Pictures that ITM re-ranks."""
@@ -37,7 +37,7 @@ class UnseenStyle:
         model, processor = AlbefModel.from_pretrained(folder), Processor.from_pretrained(folder)
         source = open_sources(recipe.data.validation)
         gallery = with_bar(
-            "encoding pictures", len(source), lambda tick: retrieval.encode(model, processor, source, 1, tick=tick)
+            "encoding pictures", len(source), lambda tick: ranking.encode(model, processor, source, 1, tick=tick)
         )
         names = [source[index].captions[0] for index in range(len(source))]
         return cls(model, processor, source, gallery, names, recipe.k_test)
@@ -48,7 +48,7 @@ class UnseenStyle:
     @torch.no_grad()
     def find(self, text: str, top: int) -> report.Query:
         """The first `top` pictures for `text` by ITC, and after ITM re-ranked the candidates."""
-        states, mask, z_text = retrieval.encode_texts(self.model, self.processor, [text])
+        states, mask, z_text = ranking.encode_texts(self.model, self.processor, [text])
         cosines, order = (self.gallery.z_image @ z_text[0]).topk(min(max(self.candidates, top), len(self.names)))
         keys_values = self.model.fusion_encoder.keys_values(self.gallery.image_tokens[order])
         rows = len(order)

@@ -17,7 +17,7 @@ from albef.engine import checkpoint
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef.tasks import retrieval
+from albef.tasks import ranking
 
 SAMPLE = 1000
 _LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
@@ -33,11 +33,11 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
         record = source[index]
         captions.setdefault(record.image_id, []).extend(map(clean_caption, record.captions))
     texts = sorted({text for own in captions.values() for text in own})
-    _, _, z_text = retrieval.encode_texts(teacher, processor, texts)
+    _, _, z_text = ranking.encode_texts(teacher, processor, texts)
     draw = random.Random(recipe.seed)
     indices = draw.sample(range(len(source)), min(SAMPLE, len(source)))
     records, pixels = read_pictures(source, indices, processor)
-    _, z_image = retrieval.encode_images(teacher, map(processor.normalise, pixels.split(64)))
+    _, z_image = ranking.encode_images(teacher, map(processor.normalise, pixels.split(64)))
     shares, choices = (z_image @ z_text.T / temp).softmax(-1).topk(min(4, len(texts)))
     lessons = []
     for index, record, share, choice in zip(indices, records, shares.tolist(), choices.tolist(), strict=True):

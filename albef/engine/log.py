@@ -101,7 +101,7 @@ class RunLog:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-_SHOWN = ("loss", "itc", "itm", "mlm", "samples_per_second", "mfu")
+_SHOWN = ("itc", "itm", "mlm", "answer", "classify", "assign", "samples_per_second", "mfu")
 
 
 def _step(line: str) -> float:

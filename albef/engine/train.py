@@ -23,13 +23,15 @@ from albef.engine.log import RunLog, peak_flops
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.recipe import Recipe
 
-RECIPE, MODEL = "recipe.json", "model"
+RECIPE, MODEL, BEST = "recipe.json", "model", "best"
 
 
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
     objective: nn.Module
+    find_unused_parameters: bool
+    """Whether some parameters take no part in some steps."""
     pairs: int
     """Training pairs in one epoch."""
     flops_per_pair: float
@@ -47,6 +49,9 @@ class Task(Protocol):
     def headline(self, evaluation: dict[str, Any]) -> str:
         """An evaluation in one line."""
 
+    def score(self, evaluation: dict[str, Any]) -> float:
+        """What the best model is chosen by; higher is better."""
+
     def save_model(self, folder: Path) -> None: ...
 
 
@@ -57,7 +62,8 @@ class Interrupted(Exception):
 def train(task: Task, recipe: Recipe, folder: Path, device: torch.device) -> dict[str, Any]:
     """Runs `recipe` in `folder` to its end, from the folder's checkpoint if there is one; returns the last evaluation.
 
-    The folder receives `recipe.json`, `log.jsonl`, `checkpoint.pt` and `model/`. Every step's random numbers come from
+    The folder receives `recipe.json`, `log.jsonl`, `checkpoint.pt`, `model/`, and `best/`: the model that evaluations
+    during the run found best. Every step's random numbers come from
     (seed, step, rank), so an interrupted run gives the same weights as one in a piece (unless `max_seconds` lets the
     clock decide). SIGTERM or Ctrl-C saves and raises `Interrupted`.
     """
@@ -76,12 +82,13 @@ class _Run:
                 "lower it or add data"
             )
         self.steps_per_epoch = task.pairs // recipe.batch_size
+        self.evaluate_steps = self.steps_per_epoch if recipe.evaluate_steps is None else recipe.evaluate_steps
         self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
         if not self.steps:
             raise ValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
         task.objective.to(device)
         self.optimizer = make_optimizer(task.objective, recipe.optim)
-        self.step, self.seconds, self.evaluation = 0, 0.0, dict[str, Any]()
+        self.step, self.seconds, self.evaluation, self.best = 0, 0.0, dict[str, Any](), float("-inf")
         self.progress = self.time_progress = self.step_seconds = 0.0
         self._restore()
         self.start = self.step
@@ -105,7 +112,7 @@ class _Run:
                 self._record(rate)
             if recipe.save_steps and self.step % recipe.save_steps == 0:
                 self.save()
-            if recipe.evaluate_steps and self.step % recipe.evaluate_steps == 0:
+            if self.evaluate_steps and self.step % self.evaluate_steps == 0:
                 self._evaluate()
         if stop:
             self.save()
@@ -115,7 +122,7 @@ class _Run:
         if self.step > self.start or not self.evaluation:
             self.save()
             self.broken.check(final=True)
-            if not recipe.evaluate_steps or self.step % recipe.evaluate_steps:
+            if not self.evaluate_steps or self.step % self.evaluate_steps:
                 self._evaluate()
             self.save()
 
@@ -194,6 +201,15 @@ class _Run:
         if self.evaluation:
             headline = self.task.headline(self.evaluation)
             self.log.evaluation(self.step, {"evaluation": self.evaluation, "seconds": self.seconds}, headline)
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """The model with the highest score so far, beside the last one."""
+        score = self.task.score(self.evaluation)
+        if score > self.best:
+            self.best = score
+            if distributed.rank() == 0:
+                self.task.save_model(self.folder / BEST)
 
     def save(self) -> None:
         """Checkpoint and model, by the first rank (all hold the same)."""
@@ -207,6 +223,7 @@ class _Run:
                 "step": self.step,
                 "seconds": self.seconds,
                 "evaluation": self.evaluation,
+                "best": self.best,
                 "pairs": self.task.pairs,
             }
             checkpoint.save(self.folder, state)
@@ -225,14 +242,13 @@ class _Run:
             )
         self.task.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.evaluation = state["seconds"], state["evaluation"]
+        self.seconds, self.evaluation, self.best = state["seconds"], state["evaluation"], state["best"]
         if self.recipe.max_seconds:
             self.time_progress = self.seconds / self.recipe.max_seconds
 
     def _distribute(self, objective: nn.Module) -> nn.Module:
         if not distributed.active():
             return objective
-        options = self.recipe.pretraining
         # the queues are equal on all ranks by construction; broadcasting them would cost 134 MB a step (spec quirk 40)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for the second argument
@@ -240,7 +256,7 @@ class _Run:
                 objective,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,
-                find_unused_parameters=options.align_first > 0 or not options.itc,
+                find_unused_parameters=self.task.find_unused_parameters,
             )
 
     def _finished(self, stop: list[int]) -> bool:

@@ -14,6 +14,7 @@ class AlbefConfig:
 
     `image_size` is (height, width) in pixels. `init_std` is the standard deviation of the original's initialisation
     (0.02, made for width 768); None scales it with the width, which narrow networks need in order to learn at all.
+    Fine-tuned models have no `mlm_head`: they don't fill in words.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -31,6 +32,7 @@ class AlbefConfig:
     embed_dim: int = 256
     dropout: float = 0.1
     init_std: float | None = 0.02
+    mlm_head: bool = True
 
     def __post_init__(self) -> None:
         height, width = self.image_size

@@ -17,36 +17,51 @@ from torch import Tensor
 
 from albef.models import hub
 from albef.models.albef import AlbefModel
+from albef.models.answering import AlbefForAnswering
+from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
 from albef.models.names import (
-    BERT,
     PATCHES,
     POSITIONS,
-    PREDICTIONS,
-    WORDS,
+    TEXT,
+    Architecture,
     State,
     from_bert,
     from_deit,
     from_official,
     rank,
     square_grid,
-    with_bert,
+    without_bert,
 )
-from albef.models.vit import resize_positions
+from albef.models.start import fit_positions, load_model, resized
 
 ImageSize = int | tuple[int, int]
+
+_MARKS: dict[str, Architecture] = {
+    "text_decoder.": AlbefForAnswering,
+    "ta_head.": AlbefForTextAssignment,
+    "cls_head.": AlbefForClassification,
+}
+"""Names that only one model has begin so; entailment and NLVR2 differ in the number of classes."""
+
+_UNREAD = {"idx_queue": "the ids of another data set"}
+_UNLEARNT = dict.fromkeys(("temp", "text_proj.weight", "text_proj.bias"), "which text assignment never learns")
+_NOT_TAUGHT = ("temp", "itm_head.weight", "itm_head.bias")  # the original's teacher has none of its own
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A published file under our names; `notes` tell in words what was dropped, added or changed on the way."""
 
+    architecture: Architecture
     config: AlbefConfig
     model: dict[str, Tensor]
     teacher: dict[str, Tensor] | None
     queue: dict[str, Tensor] | None
     """What `FeatureQueue.load_state_dict` takes; the ids of what it holds are unknown (-100)."""
     notes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Of the classes, in the order of their logits, where there is a head for them."""
 
 
 def read_checkpoint(
@@ -54,40 +69,42 @@ def read_checkpoint(
     image_size: ImageSize | None = None,
     vision_heads: int | None = None,
     text_heads: int | None = None,
-    new_mlm_head: bool = False,
 ) -> Checkpoint:
-    """Reads a `.pth` file of the official pre-training, retrieval or grounding code (spec §6.2).
+    """Reads a `.pth` file of the official code: pre-training or any of its fine-tunings (spec §6.2).
 
-    Sizes are inferred from the tensors, but heads leave no trace: they are 64 wide, as in the paper, unless given.
-    `image_size` (pixels) resizes the position grid, which the file must have square. Fine-tuned files have no MLM head:
-    that is an error unless `new_mlm_head` adds an untrained one.
+    Which model it holds is told from its names, sizes from its tensors. Heads leave no trace: they are 64 wide, as in
+    the paper, unless given. `image_size` (pixels) resizes the position grid, which the file must have square.
 
-    FileNotFoundError without such a file, ValueError if it isn't an intact checkpoint of this model.
+    FileNotFoundError without such a file, ValueError if it isn't an intact checkpoint of one of these models.
     """
     state, notes = _unwrap(read_file(path), path)
     queue = _take_queue(state, path)
-    if state.pop("idx_queue", None) is not None:
-        notes.append("dropped idx_queue, the ids of another data set")
-    online = {with_bert(name): tensor for name, tensor in state.items() if not _is_twin(name)}
-    twin = {with_bert(_untwinned(name)): tensor for name, tensor in state.items() if _is_twin(name)}
-    config = _infer_config(online, vision_heads, text_heads, path)
-    if not any(name.startswith(PREDICTIONS) for name in online):
-        head = _new_mlm_head(config, new_mlm_head, path)
-        notes.append("added an MLM head that knows nothing")
-        online |= head
-        twin |= head if twin else {}
-    model, teacher = from_official(online, config, str(path)), None
-    if twin:  # the original's teacher has neither of its own
-        shared = {name: online[name] for name in ("temp", "itm_head.weight", "itm_head.bias")}
-        teacher = from_official(shared | twin, config, f"the momentum model of {path}")
-    if image_size is not None:
-        wanted = config.at_size(image_size)
-        if wanted.grid != config.grid:
-            notes.append(f"position grid resized from {config.grid} to {wanted.grid}")
-        for part in filter(None, (model, teacher)):
-            part[POSITIONS] = resize_positions(part[POSITIONS], config.grid, wanted.grid)
-        config = wanted
-    return Checkpoint(config, model, teacher, queue, tuple(notes))
+    online = {name: tensor for name, tensor in state.items() if not _is_twin(name)}
+    twin = {_untwinned(name): tensor for name, tensor in state.items() if _is_twin(name)}
+    architecture = recognise(online)
+    notes += _drop(online, _UNREAD | (_UNLEARNT if architecture is AlbefForTextAssignment else {}))
+    config = _infer_config(online, architecture, vision_heads, text_heads, path)
+    source = f"{path} (read as an {architecture.__name__})"
+    model, teacher = from_official(online, config, architecture, source), None
+    if twin:
+        borrowed = {name: online[name] for name in _NOT_TAUGHT if name in online and name not in twin}
+        notes += [f"added to the teacher from the model: {', '.join(borrowed)}"] if borrowed else []
+        teacher = from_official(borrowed | twin, config, architecture, f"the momentum model of {source}")
+    wanted = config if image_size is None else config.at_size(image_size)
+    for part in filter(None, (model, teacher)):
+        fit_positions(part, config, wanted)
+    notes += resized(config, wanted)
+    with torch.device("meta"):
+        labels = architecture(config).options().get("labels", ())
+    return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), tuple(labels))
+
+
+def recognise(state: State) -> Architecture:
+    """Which model of ours fits tensors under official names."""
+    marked = [model for mark, model in _MARKS.items() if any(name.startswith(mark) for name in state)]
+    if marked == [AlbefForClassification] and rank(state, "cls_head.2.weight") and len(state["cls_head.2.weight"]) == 2:
+        return AlbefForPairs
+    return marked[0] if marked else AlbefModel
 
 
 def convert_file(
@@ -97,21 +114,39 @@ def convert_file(
     image_size: ImageSize | None = None,
     vision_heads: int | None = None,
     text_heads: int | None = None,
-    new_mlm_head: bool = False,
+    half: bool = False,
+    slim: bool = False,
 ) -> str:
-    """Writes the online model of `path` as a folder for `AlbefModel.from_pretrained`; returns a report in words.
+    """Writes what `path` holds as a folder of ours, for `from_pretrained` and `load_start`; returns a report in words.
 
-    `vocabulary`, if given, is only counted: a ValueError says when it isn't the one the model learned with. The other
-    arguments are those of `read_checkpoint`.
+    `vocabulary`, if given, is only counted: a ValueError says when it isn't the one the model learned with. `half`
+    halves the precision of the model, `slim` leaves out its teacher and queues. The other arguments are those of
+    `read_checkpoint`.
     """
-    read = read_checkpoint(path, image_size, vision_heads, text_heads, new_mlm_head)
+    read = read_checkpoint(path, image_size, vision_heads, text_heads)
     if vocabulary is not None and len(vocabulary) != read.config.vocab_size:
         raise ValueError(
             f"{path} knows {read.config.vocab_size} words, but the vocabulary has {len(vocabulary)}; "
             "give the vocab.txt it was trained with (bert-base-uncased's for the published ones)"
         )
-    hub.save(out_folder, read.config.to_dict(), read.model, None)
-    return _report(read, path, out_folder)
+    return _write(read, path, out_folder, half, slim)
+
+
+def convert_folder(
+    folder: str | Path,
+    out_folder: str | Path,
+    image_size: ImageSize | None = None,
+    half: bool = False,
+    slim: bool = False,
+) -> str:
+    """Writes a saved model of ours anew, as `convert_file` does a published one."""
+    model, saved = load_model(folder, image_size), AlbefConfig.from_dict(hub.load_config(folder))
+    teacher, queue = hub.load_training(folder)
+    if teacher:
+        fit_positions(teacher, saved, model.config)
+    notes, labels = tuple(resized(saved, model.config)), tuple(model.options().get("labels", ()))
+    read = Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, labels)
+    return _write(read, folder, out_folder, half, slim)
 
 
 def initial_model(
@@ -179,20 +214,31 @@ def _take_queue(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]
     return queues | ids | {"pointer": taken["queue_ptr"].reshape(())}
 
 
-def _infer_config(state: State, vision_heads: int | None, text_heads: int | None, path: str | Path) -> AlbefConfig:
-    first = f"{BERT}encoder.layer.0.intermediate.dense.weight"
-    lengths = f"{BERT}embeddings.position_embeddings.weight"
-    ranks = {PATCHES: 4, POSITIONS: 3, WORDS: 2, lengths: 2, first: 2, "vision_proj.weight": 2}
+def _drop(state: dict[str, Tensor], reasons: dict[str, str]) -> list[str]:
+    """Takes out the named tensors; says which were there, and why they are of no use."""
+    return [f"dropped {name}, {why}" for name, why in reasons.items() if state.pop(name, None) is not None]
+
+
+def _infer_config(
+    official: State, architecture: Architecture, vision_heads: int | None, text_heads: int | None, path: str | Path
+) -> AlbefConfig:
+    state = {without_bert(name): tensor for name, tensor in official.items()}
+    first, words = f"{TEXT}encoder.layer.0.intermediate.dense.weight", f"{TEXT}embeddings.word_embeddings.weight"
+    lengths, projection = f"{TEXT}embeddings.position_embeddings.weight", "vision_proj.weight"
+    ranks = {PATCHES: 4, POSITIONS: 3, words: 2, lengths: 2, first: 2}
+    if architecture in (AlbefModel, AlbefForTextAssignment):
+        ranks[projection] = 2
     lacking = hub.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
     if lacking:
         raise ValueError(
-            f"{path} is not a pre-training or retrieval checkpoint of ALBEF: {lacking}. "
-            "Those of VQA, entailment and NLVR2 hold other models"
+            f"{path}, read as an {architecture.__name__}, is no checkpoint of ALBEF: {lacking}. Give a file that its "
+            "code has written for pre-training, retrieval, grounding, VQA, entailment, NLVR2 or text assignment"
         )
     patch_size, rows = state[PATCHES].shape[-1], square_grid(state, str(path))[0]
-    vision_width, (vocab_size, text_width) = len(state[PATCHES]), state[WORDS].shape
-    layers = _indices(state, rf"{re.escape(BERT)}encoder\.layer\.(\d+)\.")
-    fusion = _indices(state, rf"{re.escape(BERT)}encoder\.layer\.(\d+)\.crossattention\.")
+    vision_width, (vocab_size, text_width) = len(state[PATCHES]), state[words].shape
+    layers = _indices(state, r"text_encoder\.encoder\.layer\.(\d+)\.")
+    fusion = _indices(state, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
+    twice = architecture in (AlbefForPairs, AlbefForTextAssignment)
     return AlbefConfig(
         image_size=(rows * patch_size, rows * patch_size),
         patch_size=patch_size,
@@ -201,12 +247,13 @@ def _infer_config(state: State, vision_heads: int | None, text_heads: int | None
         vision_heads=vision_heads or _heads(vision_width, "vision", path),
         text_width=text_width,
         text_layers=len(layers - fusion),
-        fusion_layers=len(fusion),
+        fusion_layers=len(fusion) // 2 if twice else len(fusion),
         text_heads=text_heads or _heads(text_width, "text", path),
         text_intermediate=len(state[first]),
         vocab_size=vocab_size,
         max_positions=len(state[lengths]),
-        embed_dim=len(state["vision_proj.weight"]),
+        mlm_head=any(name.startswith(f"{TEXT}cls.") for name in state),
+        **({"embed_dim": len(state[projection])} if projection in ranks else {}),
     )
 
 
@@ -220,33 +267,34 @@ def _heads(width: int, name: str, path: str | Path) -> int:
     return width // 64
 
 
-def _new_mlm_head(config: AlbefConfig, wanted: bool, path: str | Path) -> dict[str, Tensor]:
-    """An untrained head under official names, the same each time."""
-    if not wanted:
-        raise ValueError(
-            f"{path} has no MLM head, as fine-tuned retrieval checkpoints: it can search but not fill in words; "
-            "new_mlm_head=True adds an untrained one"
-        )
-    width = config.text_width
-    return {
-        f"{PREDICTIONS}bias": torch.zeros(config.vocab_size),
-        f"{PREDICTIONS}transform.dense.weight": 0.02
-        * torch.randn(width, width, generator=torch.Generator().manual_seed(0)),
-        f"{PREDICTIONS}transform.dense.bias": torch.zeros(width),
-        f"{PREDICTIONS}transform.LayerNorm.weight": torch.ones(width),
-        f"{PREDICTIONS}transform.LayerNorm.bias": torch.zeros(width),
-    }
-
-
-def _report(read: Checkpoint, path: str | Path, folder: str | Path) -> str:
-    config, parameters = read.config, sum(tensor.numel() for tensor in read.model.values())
-    size = f"{config.image_size[0]} x {config.image_size[1]}"
-    unused = [name for name, part in (("momentum model", read.teacher), ("queues", read.queue)) if part is not None]
+def _write(read: Checkpoint, source: str | Path, folder: str | Path, half: bool, slim: bool) -> str:
+    """Writes the folder; returns what was made of `source`, in words."""
+    with torch.device("meta"):
+        model = read.architecture(read.config, **({"labels": read.labels} if read.labels else {}))
+    model.load_state_dict(read.model, assign=True)
+    model.save_pretrained(folder, torch.float16 if half else None)
+    hub.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
+    parts = [name for name, part in (("teacher", read.teacher), ("queues", read.queue)) if part]
     lines = [
-        f"{path}: {parameters:,} parameters, {config.vision_layers} image, {config.text_layers} text and "
-        f"{config.fusion_layers} fusion layers, pictures of {size} pixels, {config.vocab_size} words",
+        *_description(read, source),
         *read.notes,
-        *([f"not written: {' and '.join(unused)}"] if unused else []),
-        f"written: {folder}",
+        *([f"left out: {' and '.join(parts)}"] if parts and slim else []),
+        f"written: {Path(folder) / hub.WEIGHTS}{' in half precision' if half else ''}",
+        *([f"written: {Path(folder) / hub.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
     ]
     return "\n".join(lines)
+
+
+def _description(read: Checkpoint, source: str | Path) -> list[str]:
+    config, parameters = read.config, sum(tensor.numel() for tensor in read.model.values())
+    headless = ", no MLM head" if read.architecture is AlbefModel and not config.mlm_head else ""
+    counts = [f"{len(read.model)} tensors"]
+    counts += [f"{len(read.teacher)} of the teacher"] if read.teacher else []
+    counts += [f"queues of {len(read.queue['image_queue'])} features"] if read.queue else []
+    return [
+        f"{source}: {read.architecture.__name__}{headless}, {parameters:,} parameters",
+        f"{config.vision_layers} image, {config.text_layers} text and {config.fusion_layers} fusion layers, pictures "
+        f"of {config.image_size[0]} x {config.image_size[1]} pixels, {config.vocab_size} words",
+        *([f"labels: {', '.join(read.labels)}"] if read.labels else []),
+        f"copied: {', '.join(counts)}",
+    ]

@@ -1,4 +1,7 @@
-"""Folders with weights: `config.json` and `model.safetensors`, on disk or on the Hugging Face hub."""
+"""Folders with weights: `config.json` and `model.safetensors`, on disk or on the Hugging Face hub.
+
+What a training can go on from besides, the teacher and its queues, stands in `training.safetensors`.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,55 @@ from torch import Tensor, nn
 
 from albef.files import model_folder
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
 
 
 def save(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    _write(state, folder / WEIGHTS, dtype)
+
+
+def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: dict[str, Tensor] | None) -> None:
+    """Writes the states of a teacher and of its queues beside a model; without either, none stay behind either."""
+    parts = {"teacher": teacher or {}, "queue": queue or {}}
+    state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
+    path = Path(folder) / TRAINING
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if state:
+        _write(state, path, None)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    save_file(tensors, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)  # whole or absent, whenever a crash comes
+    save_file(tensors, f"{path}.tmp", metadata={"format": "pt"})
+    os.replace(f"{path}.tmp", path)  # whole or absent, whenever a crash comes
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and float32 weights of a saved model."""
     path = model_folder(folder, (CONFIG, WEIGHTS))
     state = {name: value.float() for name, value in load_file(path / WEIGHTS).items()}
-    return json.loads((path / CONFIG).read_text()), state
+    return load_config(path), state
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """What `config.json` of a saved model says."""
+    return json.loads((model_folder(folder, (CONFIG, WEIGHTS)) / CONFIG).read_text())
+
+
+def load_training(folder: str | Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """States of the teacher and of its queues; None for what was not saved beside the model."""
+    path = model_folder(folder, (CONFIG, WEIGHTS)) / TRAINING
+    state = load_file(path) if path.is_file() else {}
+    teacher, queue = (
+        {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+        for part in ("teacher.", "queue.")
+    )
+    return teacher or None, queue or None
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -1,29 +1,41 @@
-"""Official names and ours: one strict table, read in both directions (spec §6.3).
+"""Official names and ours: one strict table for every published model, read in both directions (spec §6.3).
 
-A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the image-side
-keys and values of all fusion layers.
+A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the keys and
+values by which all fusion layers read the picture (the decoder's: the question). What the table leaves out is called
+the same on both sides.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from albef.models import hub
 from albef.models.albef import AlbefModel
+from albef.models.answering import AlbefForAnswering
+from albef.models.backbone import Backbone
+from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
 from albef.models.vit import resize_positions
 
 State = Mapping[str, Tensor]
 Names = dict[str, tuple[str, ...]]
+Architecture = type[Backbone]
 
-BERT, PREDICTIONS = "text_encoder.bert.", "text_encoder.cls.predictions."
-WORDS, POSITION_IDS = f"{BERT}embeddings.word_embeddings.weight", f"{BERT}embeddings.position_ids"
+ARCHITECTURES: dict[str, Architecture] = {
+    one.__name__: one
+    for one in (AlbefModel, AlbefForAnswering, AlbefForClassification, AlbefForPairs, AlbefForTextAssignment)
+}
+"""Every model of ours under the name that its `config.json` gives it."""
+
+TEXT, BERT, DECODER = "text_encoder.", "text_encoder.bert.", "text_decoder.bert."
+POSITION_IDS = f"{BERT}embeddings.position_ids"
 PATCHES, POSITIONS = "visual_encoder.patch_embed.proj.weight", "visual_encoder.pos_embed"
 
 _BLOCK: Names = {
@@ -34,82 +46,90 @@ _BLOCK: Names = {
     "fc1": ("mlp.fc1",),
     "fc2": ("mlp.fc2",),
 }
+_WORDS: Names = {
+    "word_embeddings": ("embeddings.word_embeddings",),
+    "position_embeddings": ("embeddings.position_embeddings",),
+    "token_type_embeddings": ("embeddings.token_type_embeddings",),
+    "norm": ("embeddings.LayerNorm",),
+}
 _LAYER: Names = {
     "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention_out": ("attention.output.dense",),
     "attention_norm": ("attention.output.LayerNorm",),
+    "cross_query": ("crossattention.self.query",),
+    "cross_out": ("crossattention.output.dense",),
+    "cross_norm": ("crossattention.output.LayerNorm",),
     "fc1": ("intermediate.dense",),
     "fc2": ("output.dense",),
     "norm": ("output.LayerNorm",),
 }
-_CROSS: Names = {
-    "cross_query": ("crossattention.self.query",),
-    "cross_out": ("crossattention.output.dense",),
-    "cross_norm": ("crossattention.output.LayerNorm",),
+_HEAD: Names = {
+    "": ("cls.predictions",),  # the bias of the words
+    ".dense": ("cls.predictions.transform.dense",),
+    ".norm": ("cls.predictions.transform.LayerNorm",),
 }
-_MODULES: Names = {
-    "visual_encoder.patch_embed": ("visual_encoder.patch_embed.proj",),
-    "visual_encoder.norm": ("visual_encoder.norm",),
-    "vision_proj": ("vision_proj",),
-    "text_proj": ("text_proj",),
-    "itm_head": ("itm_head",),
-    "text_encoder.norm": (f"{BERT}embeddings.LayerNorm",),
-    "mlm_head.dense": (f"{PREDICTIONS}transform.dense",),
-    "mlm_head.norm": (f"{PREDICTIONS}transform.LayerNorm",),
-}
-_SINGLE: Names = {
-    "temp": ("temp",),
-    "visual_encoder.cls_token": ("visual_encoder.cls_token",),
-    POSITIONS: (POSITIONS,),
-    "text_encoder.word_embeddings.weight": (WORDS,),
-    "text_encoder.position_embeddings.weight": (f"{BERT}embeddings.position_embeddings.weight",),
-    "text_encoder.token_type_embeddings.weight": (f"{BERT}embeddings.token_type_embeddings.weight",),
-    "mlm_head.bias": (f"{PREDICTIONS}bias",),
-}
-ALIASES = {f"{PREDICTIONS}decoder.weight": WORDS, f"{PREDICTIONS}decoder.bias": f"{PREDICTIONS}bias"}
-"""Official names of tensors that are stored a second time -> the name we read them under."""
 
 
-def official_names(config: AlbefConfig) -> Names:
-    """The table: our name of every tensor -> the official names of those that it stacks."""
-    modules = dict(_MODULES)
-    for index in range(config.vision_layers):
-        block = f"visual_encoder.blocks.{index}."
-        modules |= _prefixed(block, block, _BLOCK)
-    for index in range(config.text_layers):
-        modules |= _prefixed(f"text_encoder.layers.{index}.", f"{BERT}encoder.layer.{index}.", _LAYER)
-    fusion = [f"{BERT}encoder.layer.{config.text_layers + index}." for index in range(config.fusion_layers)]
-    for index, layer in enumerate(fusion):
-        modules |= _prefixed(f"fusion_encoder.layers.{index}.", layer, _LAYER | _CROSS)
-    modules["fusion_encoder.image_keys_values"] = tuple(
-        f"{layer}crossattention.self.{part}" for layer in fusion for part in ("key", "value")
-    )
-    both = {
+def official_names(config: AlbefConfig, architecture: Architecture = AlbefModel) -> Names:
+    """The table: the model's name of every tensor -> the official names of those that it stacks."""
+    modules = _vision_modules(config) | _encoder_modules(config, _text(config, architecture)) | _decoder_modules(config)
+    renamed = {
         f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs)
         for ours, theirs in modules.items()
         for kind in ("weight", "bias")
     }
-    return _SINGLE | both
+    return {name: renamed.get(name, (name,)) for name in _shapes(config, architecture.__name__)}
 
 
-def from_official(state: State, config: AlbefConfig, source: str = "the state") -> dict[str, Tensor]:
+def aliases(config: AlbefConfig, architecture: Architecture = AlbefModel) -> dict[str, str]:
+    """Official names of tensors that are stored a second time -> the name we read them under.
+
+    The words of an MLM head, and the keys and values that each two layers of the encoder of pairs share.
+    """
+    names = official_names(config, architecture)
+    pairs = [names.get(f"pair_encoder.image_keys_values.{kind}", ()) for kind in ("weight", "bias")]
+    first = {_layer_before(name): name for shared in pairs for name in shared}
+    heads = {"mlm_head.bias": ALIASES, "decoder.head.bias": _tied("text_decoder.")}
+    return first | {alias: name for head, tied in heads.items() if head in names for alias, name in tied.items()}
+
+
+def _tied(part: str) -> dict[str, str]:
+    words, predictions = f"{part}bert.embeddings.word_embeddings.weight", f"{part}cls.predictions."
+    return {f"{predictions}decoder.weight": words, f"{predictions}decoder.bias": f"{predictions}bias"}
+
+
+ALIASES = _tied(TEXT)  # those of pre-training's files
+
+
+def from_official(
+    state: State, config: AlbefConfig, architecture: Architecture = AlbefModel, source: str = "the state"
+) -> dict[str, Tensor]:
     """A model's tensors under official names (with or without `bert.`) -> under ours, in float32.
 
     ValueError when a tensor is missing, left over or of another shape, or a second copy differs from its original.
     """
-    named = {with_bert(name): tensor for name, tensor in state.items()}
-    return _translate(_without_aliases(named, source), official_names(config), config, source)
+    table = official_names(config, architecture)
+    known = [*(name for names in table.values() for name in names), *aliases(config, architecture)]
+    spelled = {without_bert(name): name for name in (*known, *_position_ids(config, architecture))}
+    named = {spelled.get(without_bert(name), name): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        raise ValueError(f"{source}: some tensors stand twice, with and without `bert.` in their names; keep one")
+    return _translate(_without_copies(named, config, architecture, source), table, config, architecture, source)
 
 
-def to_official(state: State, config: AlbefConfig) -> dict[str, Tensor]:
-    """The way back, from tensors under our names (weights, gradients, ...) to all official names, aliases included."""
+def to_official(state: State, config: AlbefConfig, architecture: Architecture = AlbefModel) -> dict[str, Tensor]:
+    """The way back, from tensors under our names (weights, gradients, ...) to all official names, aliases included.
+
+    What the original stores for text assignment without ever learning it (`temp`, `text_proj`) isn't there.
+    """
     named = {
         name: part
-        for ours, theirs in official_names(config).items()
+        for ours, theirs in official_names(config, architecture).items()
         for name, part in zip(theirs, state[ours].chunk(len(theirs)) if len(theirs) > 1 else [state[ours]], strict=True)
     }
+    copies = {alias: named[name] for alias, name in aliases(config, architecture).items()}
     positions = torch.arange(config.max_positions)[None]
-    return named | {alias: named[name] for alias, name in ALIASES.items()} | {POSITION_IDS: positions}
+    return named | copies | dict.fromkeys(_position_ids(config, architecture), positions)
 
 
 def from_deit(state: State, config: AlbefConfig, source: str = "the DeiT file") -> dict[str, Tensor]:
@@ -121,7 +141,7 @@ def from_deit(state: State, config: AlbefConfig, source: str = "the DeiT file") 
     table = {ours: theirs for ours, theirs in official_names(config).items() if ours.startswith("visual_encoder.")}
     grid = square_grid(named, source)
     trained = replace(config, image_size=(grid[0] * config.patch_size, grid[1] * config.patch_size))
-    translated = _translate(named, table, trained, source)
+    translated = _translate(named, table, trained, AlbefModel, source)
     return translated | {POSITIONS: resize_positions(translated[POSITIONS], grid, config.grid)}
 
 
@@ -141,15 +161,72 @@ def from_bert(state: State, config: AlbefConfig, source: str = "the BERT file") 
         for ours, theirs in official_names(config).items()
         if theirs[0].startswith("text_encoder.") and "crossattention" not in theirs[0]
     }
-    return _translate(_without_aliases(named, source), table, config, source)
+    named = _without_copies(named, config, AlbefModel, source)
+    return _translate(named, table, config, AlbefModel, source)
+
+
+def _text(config: AlbefConfig, architecture: Architecture) -> str:
+    """Where BERT stands: a level lower if it has an MLM head above it."""
+    return BERT if architecture is AlbefModel and config.mlm_head else TEXT
+
+
+def _vision_modules(config: AlbefConfig) -> Names:
+    modules: Names = {"visual_encoder.patch_embed": ("visual_encoder.patch_embed.proj",)}
+    for index in range(config.vision_layers):
+        block = f"visual_encoder.blocks.{index}."
+        modules |= _prefixed(block, block, _BLOCK)
+    return modules
+
+
+def _encoder_modules(config: AlbefConfig, text: str) -> Names:
+    lower = config.text_layers
+    fusion, pairs = range(lower, lower + config.fusion_layers), range(lower, lower + 2 * config.fusion_layers)
+    return (
+        _prefixed(TEXT, text, _WORDS)
+        | _stack(TEXT, text, range(lower))
+        | _stack("fusion_encoder.", text, fusion)
+        | _stack("pair_encoder.", text, pairs)
+        | _prefixed("mlm_head", TEXT, _HEAD)
+        | {"fusion_encoder.image_keys_values": _keys_values(text, fusion)}
+        # each two layers share theirs; on loading, the original keeps what it finds under the second's name
+        | {"pair_encoder.image_keys_values": _keys_values(text, pairs[1::2])}
+    )
+
+
+def _decoder_modules(config: AlbefConfig) -> Names:
+    layers = range(config.fusion_layers)
+    return (
+        _prefixed("decoder.words.", DECODER, _WORDS)
+        | _stack("decoder.", DECODER, layers)
+        | _prefixed("decoder.head", "text_decoder.", _HEAD)
+        | {"decoder.question_keys_values": _keys_values(DECODER, layers)}
+    )
+
+
+def _stack(ours: str, theirs: str, layers: Iterable[int]) -> Names:
+    names: Names = {}
+    for index, layer in enumerate(layers):
+        names |= _prefixed(f"{ours}layers.{index}.", f"{theirs}encoder.layer.{layer}.", _LAYER)
+    return names
+
+
+def _keys_values(theirs: str, layers: Iterable[int]) -> tuple[str, ...]:
+    parts = ("key", "value")
+    return tuple(f"{theirs}encoder.layer.{layer}.crossattention.self.{part}" for layer in layers for part in parts)
 
 
 def _prefixed(ours: str, theirs: str, modules: Names) -> Names:
     return {ours + module: tuple(theirs + name for name in names) for module, names in modules.items()}
 
 
-def _translate(state: State, table: Names, config: AlbefConfig, source: str) -> dict[str, Tensor]:
-    shapes = _official_shapes(table, config)
+def _layer_before(name: str) -> str:
+    return re.sub(r"(?<=\.layer\.)\d+", lambda found: str(int(found[0]) - 1), name)
+
+
+def _translate(
+    state: State, table: Names, config: AlbefConfig, architecture: Architecture, source: str
+) -> dict[str, Tensor]:
+    shapes = _official_shapes(table, config, architecture)
     wrong = (
         f"{name} (expected {list(shapes[name])}, got {list(state[name].shape)})"
         for name in shapes.keys() & state.keys()
@@ -162,16 +239,22 @@ def _translate(state: State, table: Names, config: AlbefConfig, source: str) -> 
     ]
     if any(problems):
         raise ValueError(
-            f"{source} does not fit: {'; '.join(filter(None, problems))}. Only files of ALBEF's pre-training, "
-            "retrieval and grounding, DeiT and BERT can be read, with the sizes of the configuration"
+            f"{source} does not fit: {'; '.join(filter(None, problems))}. Only files of ALBEF's own code, DeiT and "
+            "BERT can be read, with the sizes of the configuration"
         )
     rows = {ours: [state[name].float() for name in theirs] for ours, theirs in table.items()}
     return {ours: torch.cat(parts) if len(parts) > 1 else parts[0] for ours, parts in rows.items()}
 
 
-def _official_shapes(table: Names, config: AlbefConfig) -> dict[str, tuple[int, ...]]:
+@cache
+def _shapes(config: AlbefConfig, architecture: str) -> Mapping[str, tuple[int, ...]]:
+    """Our name of every tensor of the model -> its shape."""
     with torch.device("meta"):
-        whole = {name: tuple(tensor.shape) for name, tensor in AlbefModel(config).state_dict().items()}
+        return {name: tuple(one.shape) for name, one in ARCHITECTURES[architecture](config).state_dict().items()}
+
+
+def _official_shapes(table: Names, config: AlbefConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    whole = _shapes(config, architecture.__name__)
     return {
         name: (whole[ours][0] // len(theirs), *whole[ours][1:]) if len(theirs) > 1 else whole[ours]
         for ours, theirs in table.items()
@@ -179,19 +262,26 @@ def _official_shapes(table: Names, config: AlbefConfig) -> dict[str, tuple[int, 
     }
 
 
-def with_bert(name: str) -> str:
-    """Retrieval files leave `bert.` out."""
-    return re.sub(r"^text_encoder\.(?=embeddings\.|encoder\.)", BERT, name)
+def without_bert(name: str) -> str:
+    """Fine-tuned files leave `bert.` out."""
+    return re.sub(r"^(text_(?:en|de)coder)\.bert\.", r"\1.", name)
 
 
-def _without_aliases(state: State, source: str) -> dict[str, Tensor]:
+def _position_ids(config: AlbefConfig, architecture: Architecture) -> list[str]:
+    parts = [_text(config, architecture), *([DECODER] if architecture is AlbefForAnswering else [])]
+    return [f"{part}embeddings.position_ids" for part in parts]
+
+
+def _without_copies(state: State, config: AlbefConfig, architecture: Architecture, source: str) -> dict[str, Tensor]:
+    """Leaves out what can be told from the rest, once it is seen to agree."""
     rest = dict(state)
-    for alias, name in ALIASES.items():
+    for alias, name in aliases(config, architecture).items():
         if alias in rest and name in rest and not rest.pop(alias).equal(rest[name]):
             raise ValueError(f"{source}: {alias} must be the same as {name}, but differs; the file is damaged")
-    ids = rest.pop(POSITION_IDS, None)
-    if ids is not None and not ids.flatten().equal(torch.arange(ids.numel())):
-        raise ValueError(f"{source}: {POSITION_IDS} must count from 0; the file is damaged")
+    for name in _position_ids(config, architecture):
+        ids = rest.pop(name, None)
+        if ids is not None and not ids.flatten().equal(torch.arange(ids.numel())):
+            raise ValueError(f"{source}: {name} must count from 0; the file is damaged")
     return rest
 
 

@@ -7,19 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from albef import distributed
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
-from albef.objectives.losses import (
-    contrastive_targets,
-    draw_negatives,
-    mask_words,
-    masked_word_loss,
-    matching_loss,
-    matching_weights,
-    soft_cross_entropy,
-)
+from albef.objectives.align import Batch, Positives, align, encode, match, per_rank
+from albef.objectives.losses import draw_negatives, mask_words, masked_word_loss
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
@@ -52,88 +44,31 @@ class PretrainObjective(nn.Module):
         self.teacher = MomentumTeacher(model, momentum, dropout=official)
         self.queue = FeatureQueue(queue_size, model.config.embed_dim)
         self.mlm_probability, self.mask_id, self.cls_id = mlm_probability, mask_id, cls_id
-        self.itm_negatives, self.itc, self.official = itm_negatives, itc, official
+        self.itm_negatives, self.itc = itm_negatives, itc
+        self.positives = Positives(same_image=not official, same_text=not official, all_ranks=not official)
 
-    def forward(self, batch: dict[str, Tensor], alpha: float, fuse: bool = True) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
         # Encode
-        image, text = self._encode(self.model, batch)  # [B, S, Dv], [B, L, D]
-        z_image, z_text = self.model.project_image(image), self.model.project_text(text)  # [B, E] each
+        image, text, *z = encode(self.model, batch)  # [B, S, Dv], [B, L, D], two of [B, E]
         with torch.no_grad():
-            image_t, text_t = self._encode(self.teacher.model, batch)
-            z_image_t, z_text_t = self.teacher.model.project_image(image_t), self.teacher.model.project_text(text_t)
+            image_t, _, *z_t = encode(self.teacher.model, batch)
         # Align
-        with torch.autocast(image.device.type, enabled=False):  # similarities / temperature need all of float32
-            itc, logits_i2t, logits_t2i, same = self._align(batch, z_image, z_text, z_image_t, z_text_t, alpha)
+        aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
         if not fuse:
-            return {"itc": itc}
+            return {"itc": aligned.itc}
         # Fuse
         keys_values = self.model.fusion_encoder.keys_values(image)  # computed once, read three times
-        itm = self._match(batch, text, keys_values, logits_i2t, logits_t2i, same)
+        image_n, text_n = self.draw_negatives(aligned.logits_i2t, aligned.logits_t2i, aligned.same)
+        itm = match(self.model, batch, text, keys_values, image_n, text_n)
         # Fill in
         mlm = self._fill_in(batch, keys_values, image_t, alpha)
-        return {"itc": itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
+        return {"itc": aligned.itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
-    def _encode(self, model: AlbefModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        image = model.encode_image(batch["pixel_values"])
-        return image, model.encode_text(batch["input_ids"], batch["attention_mask"])
-
-    def _align(
-        self,
-        batch: dict[str, Tensor],
-        z_image: Tensor,
-        z_text: Tensor,
-        z_image_t: Tensor,
-        z_text_t: Tensor,
-        alpha: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """ITC against the batch and the queue; also the logits and the positives among the own pairs [B, B]."""
-        everyone = [distributed.gather(x) for x in (z_image_t, z_text_t, batch["image_id"], batch["text_id"])]
-        own = [z_image_t, z_text_t, batch["image_id"], batch["text_id"]]
-        first = 0 if self.official else distributed.rank() * len(z_image)
-        image_c, text_c, image_id_c, text_id_c = (
-            torch.cat([fresh, queued])
-            for fresh, queued in zip(own if self.official else everyone, self.queue.contents(), strict=True)
-        )  # [C, E], [C, E], [C], [C] with C = G + Q
-        with torch.no_grad():
-            rows = torch.arange(len(z_image), device=z_image.device)
-            same = rows[:, None] + first == torch.arange(len(image_c), device=z_image.device)
-            if not self.official:
-                same |= batch["image_id"][:, None] == image_id_c
-                same |= batch["text_id"][:, None] == text_id_c
-            temp = self.model.temp
-            targets_i2t = contrastive_targets(same, z_image_t @ text_c.T / temp, alpha)
-            targets_t2i = contrastive_targets(same, z_text_t @ image_c.T / temp, alpha)
-        logits_i2t, logits_t2i = z_image @ text_c.T / self.model.temp, z_text @ image_c.T / self.model.temp
-        loss = (soft_cross_entropy(logits_i2t, targets_i2t) + soft_cross_entropy(logits_t2i, targets_t2i)) / 2
-        self.queue.push(*everyone)
-        mine = slice(first, first + len(z_image))
-        return loss, logits_i2t[:, mine].detach(), logits_t2i[:, mine].detach(), same[:, mine]
-
-    def _match(
-        self,
-        batch: dict[str, Tensor],
-        text: Tensor,
-        keys_values: Tensor,
-        logits_i2t: Tensor,
-        logits_t2i: Tensor,
-        same: Tensor,
-    ) -> Tensor:
-        """ITM: each true pair, each text with hard negative images, each image with hard negative texts."""
-        image_n, text_n = self.draw_negatives(logits_i2t, logits_t2i, same)  # [B, n] each, -1 where there is none
-        rows, count = torch.arange(len(text), device=text.device), image_n.shape[1]
-        own = rows.repeat_interleave(count)
-        texts = torch.cat([rows, own, text_n.flatten()])
-        images = torch.cat([rows, image_n.flatten(), own])
-        mask = batch["attention_mask"]
-        fused = self.model.fuse(text[texts], mask[texts], keys_values[images], cls_only=True)
-        weights = matching_weights(len(rows), torch.cat([image_n, text_n]).flatten())
-        return matching_loss(self.model.match(fused).float(), len(rows), weights, per_rank(weights.sum()))
-
-    def _fill_in(self, batch: dict[str, Tensor], keys_values: Tensor, image_t: Tensor, alpha: float) -> Tensor:
+    def _fill_in(self, batch: Batch, keys_values: Tensor, image_t: Tensor, alpha: float) -> Tensor:
         """MLM: predict the masked words from the rest of the text and the picture."""
         input_ids, labels = self.mask_words(batch["input_ids"], batch["attention_mask"])
         mask, asked = batch["attention_mask"], labels >= 0
@@ -159,11 +94,6 @@ class PretrainObjective(nn.Module):
         """Masked ids and labels [B, L]."""
         vocab_size = self.model.config.vocab_size
         return mask_words(input_ids, attention_mask, self.mlm_probability, self.mask_id, self.cls_id, vocab_size)
-
-
-def per_rank(count: Tensor) -> Tensor:
-    """Mean of a count over the ranks: dividing by it makes DDP's mean of the losses the mean over the global batch."""
-    return distributed.total(count) / distributed.world_size()
 
 
 def load_objective(objective: PretrainObjective, checkpoint: Checkpoint) -> None:

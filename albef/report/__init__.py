@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from albef.heat import heat
 from albef.report.chart import Chart, chart_svg
 
 PAGE = Path(__file__).parent / "page.html"
@@ -117,16 +118,6 @@ def render(report: Report) -> str:
 def render_search(queries: list[Query], lead: str) -> str:
     """Queries alone as one HTML document."""
     return _page("Search by words", escape(lead), [(f"q{i}", q.text, _query(q)) for i, q in enumerate(queries)])
-
-
-def heat(picture: Image.Image, values: np.ndarray, side: int = 160, opacity: float = 0.5) -> Image.Image:
-    """The picture, enlarged to `side` pixels, under the map's colours: blue is the map's least, red its most."""
-    span = float(values.max() - values.min()) or 1.0
-    grid = Image.fromarray(((values - values.min()) / span).astype(np.float32))
-    level = np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)
-    channels = [(1.5 - np.abs(4 * level - centre)).clip(0, 1) for centre in (3, 2, 1)]
-    colours = Image.fromarray((255 * np.stack(channels, -1)).astype(np.uint8))
-    return Image.blend(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), colours, opacity)
 
 
 def _curves(report: Report) -> str:

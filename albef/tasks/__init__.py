@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from albef.recipe import Recipe
 
+_TASKS = {
+    "pretrain": "pretrain.Pretrain",
+    "retrieval": "retrieval.Retrieval",
+    "vqa": "vqa.Vqa",
+    "classification": "classification.Classification",
+    "nlvr2": "nlvr2.Nlvr2",
+    "text-assignment": "nlvr2.TextAssignment",
+    "grounding": "grounding.Grounding",
+}
+
 
 def make_task(recipe: Recipe, folder: Path):
     """The task that `recipe.task` names, to be run in `folder`."""
-    from albef.tasks.pretrain import Pretrain
-
-    return {"pretrain": Pretrain}[recipe.task](recipe, folder)
+    module, name = _TASKS[recipe.task].split(".")
+    return getattr(import_module(f"albef.tasks.{module}"), name)(recipe, folder)

@@ -1,13 +1,64 @@
-"""Where in the picture each word is seen: Grad-CAM on the cross-attention (paper §4, §6.6; spec §3.5)."""
+"""Where in the picture a text is seen: Grad-CAM, learnt without boxes (paper §4.1, §6.6; spec §3.5, §4.4)."""
 
 # B pairs, L words, S image tokens, H heads
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from albef import distributed
+from albef.data.examples import Box, Example, ExampleSource, open_examples
+from albef.data.processor import Processor
+from albef.data.records import Record
+from albef.metrics import boxes
 from albef.models.albef import AlbefModel
+from albef.tasks.finetune import gather_results, in_batches
+from albef.tasks.retrieval import Retrieval
+
+Mode = Literal["itm", "itc"]
+
+
+class Grounding(Retrieval):
+    """Retrieval fine-tuning on phrases: a picture and what somebody said of a thing in it, never where that is."""
+
+    def open(self, paths: Sequence[str]) -> Any:
+        return Phrases(open_examples("phrases", paths, self.recipe.data.image_root))
+
+    def measure(self, source: Any) -> dict[str, Any]:
+        return {mode: evaluate(self.model, self.processor, source.examples, mode) for mode in ("itm", "itc")}
+
+    def score(self, evaluation: dict[str, Any]) -> float:
+        """Boxes chosen rightly, or, where there are none to choose from, the pointing game."""
+        return evaluation["itm"].get("boxes", evaluation["itm"]["pointing"])
+
+    def headline(self, evaluation: dict[str, Any]) -> str:
+        rows = (f"{mode} {', '.join(_shown(figures))}" for mode, figures in evaluation.items())
+        return f"grounding, %: {'; '.join(rows)}"
+
+
+class Phrases:
+    """Examples with phrases as pairs to learn from; phrases of one picture file are not each other's negatives."""
+
+    def __init__(self, examples: ExampleSource) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Record:
+        example = self.examples[index]
+        (picture,) = example.pictures
+        name = picture.name if isinstance(picture, Path) else example.name
+        return Record(example.name, picture, [example.text], name)
+
+    def captions(self, index: int) -> list[str]:
+        return [self.examples[index].text]
 
 
 def word_maps(
@@ -20,10 +71,7 @@ def word_maps(
     reaches the logit, so all other words' maps are 0 there. The mean over L is the official grounding script's map of
     the whole text. Put the model in evaluation mode first. ValueError for a layer that doesn't exist.
     """
-    layers = model.config.fusion_layers
-    layer = min(2, layers - 1) if layer is None else layer
-    if not -layers <= layer < layers:
-        raise ValueError(f"layer {layer} doesn't exist; the fusion layers are 0 to {layers - 1}, or -{layers} to -1")
+    layer = _layer(layer, 2, model.config.fusion_layers, "fusion")
     with torch.no_grad():
         keys_values = model.fusion_encoder.keys_values(model.encode_image(pixel_values))
         states = model.encode_text(input_ids, attention_mask)
@@ -35,3 +83,125 @@ def word_maps(
     maps = (record[0].detach() * gradient.clamp(min=0)).mean(1)  # [B, L, S]
     maps = maps * attention_mask[:, :, None]
     return maps[:, :, 1:].unflatten(-1, model.config.grid)
+
+
+def similarity_maps(
+    model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int | None = None
+) -> Tensor:
+    """Heat map of the text by ITC over the patch grid, [B, rows, columns], not negative.
+
+    What the class token attends to in image layer `layer`, times the clamped gradient towards cosine / temperature,
+    mean over heads; by default the last layer (the paper's). Evaluation mode and errors as `word_maps`.
+    """
+    layer = _layer(layer, model.config.vision_layers - 1, model.config.vision_layers, "image")
+    with torch.no_grad():
+        z_text = model.project_text(model.encode_text(input_ids, attention_mask))
+    record: list[Tensor] = []
+    with torch.enable_grad():
+        pixels = pixel_values.detach().requires_grad_()
+        z_image = model.project_image(model.visual_encoder(pixels, record, layer))
+        (gradient,) = torch.autograd.grad((z_image * z_text).sum() / model.temp.detach(), record[0])
+    maps = (record[0].detach() * gradient.clamp(min=0)).mean(1)[:, 0, 1:]
+    return maps.unflatten(-1, model.config.grid)
+
+
+def text_maps(
+    model: AlbefModel,
+    pixel_values: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    mode: Mode = "itm",
+    layer: int | None = None,
+) -> Tensor:
+    """Heat map of every whole text, [B, rows, columns]: `word_maps` averaged over the words, or `similarity_maps`.
+
+    The mean is over the padded length, as in the original: a factor that changes no order.
+    """
+    if mode == "itc":
+        return similarity_maps(model, pixel_values, input_ids, attention_mask, layer)
+    return word_maps(model, pixel_values, input_ids, attention_mask, layer).mean(1)
+
+
+def evaluate(
+    model: AlbefModel,
+    processor: Processor,
+    source: ExampleSource,
+    mode: Mode = "itm",
+    layer: int | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Percent of the phrases that are found, each phrase counted once.
+
+    `pointing`: the map's peak lies in a right box. `free`: the box around the peak overlaps a right one by the official
+    IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and `boxes_SPLIT` by split.
+    `without_peak` counts maps without a positive value, for which the largest box is taken.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for number, (example, heat) in enumerate(_maps(model, processor, source, mode, layer, tick)):
+        found[distributed.rank(), number] = judge(heat, example)
+    rows = list(gather_results(found).values())
+    figures: dict[str, Any] = {"phrases": len(rows)}
+    for name in ("pointing", "free", "boxes"):
+        judged = [row[name] for row in rows if name in row]
+        if judged:
+            figures[name] = 100 * float(np.mean(judged))
+    splits = {row["split"] for row in rows if "boxes" in row} - {""}
+    for split in sorted(splits):
+        figures[f"boxes_{split}"] = 100 * float(np.mean([row["boxes"] for row in rows if row["split"] == split]))
+    figures["without_peak"] = sum(row["without_peak"] for row in rows)
+    return figures
+
+
+def _maps(
+    model: AlbefModel,
+    processor: Processor,
+    source: ExampleSource,
+    mode: Mode,
+    layer: int | None,
+    tick: Callable[[int], None] | None,
+) -> Iterator[tuple[Example, np.ndarray]]:
+    """Every readable example with its map in the size of its picture, [height, width]."""
+    for examples, pixels in in_batches(source, processor, 32, tick):
+        words = processor.texts([example.text for example in examples])
+        ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
+        maps = text_maps(model, pixels[:, 0].to(model.device), ids, mask, mode, layer)
+        for example, heat in zip(examples, maps, strict=True):
+            yield example, boxes.upsample(heat, *(example.size or processor.image_size))
+
+
+def judge(heat: np.ndarray, example: Example) -> dict[str, Any]:
+    """Whether a map [height, width] finds what a phrase means: `pointing`, `free`, and `boxes` if it has candidates."""
+    if not example.boxes:
+        raise ValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+
+    def right(box: Box) -> bool:
+        return any(boxes.official_iou(box, truth) >= boxes.CORRECT_IOU for truth in example.boxes)
+
+    judged = {
+        "pointing": any(boxes.peak_in_box(heat, truth) for truth in example.boxes),
+        "free": right(boxes.box_of_map(heat)),
+        "split": example.split,
+        "without_peak": not heat.max() > 0,
+    }
+    if example.candidates:
+        judged["boxes"] = right(best_box(heat, example.candidates)[0])
+    return judged
+
+
+def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
+    """The box that a map [height, width] points at, and whether it does: without a positive score, the largest box."""
+    chosen = boxes.choose_box(heat, candidates)
+    if chosen is None:
+        return max(candidates, key=lambda box: box[2] * box[3]), False
+    return candidates[chosen], True
+
+
+def _layer(layer: int | None, default: int, layers: int, name: str) -> int:
+    layer = min(default, layers - 1) if layer is None else layer
+    if not -layers <= layer < layers:
+        raise ValueError(f"layer {layer} doesn't exist; the {name} layers are 0 to {layers - 1}, or -{layers} to -1")
+    return layer
+
+
+def _shown(figures: dict[str, Any]) -> Iterator[str]:
+    return (f"{name} {figures[name]:.1f}" for name in ("pointing", "boxes", "free") if name in figures)

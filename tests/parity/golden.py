@@ -15,7 +15,12 @@ from safetensors.torch import load_file
 
 from albef.data.processor import Processor, build_tokenizer
 from albef.models.albef import AlbefModel
+from albef.models.answering import AlbefForAnswering
+from albef.models.backbone import Backbone
+from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.models.config import AlbefConfig
 from albef.models.convert import Checkpoint, read_checkpoint
+from albef.models.start import start_from, start_teacher
 
 DEFAULT = Path(__file__).resolve().parents[1] / "golden" / "official"
 
@@ -58,12 +63,55 @@ def checkpoint(name: str, **arguments: Any) -> Checkpoint:
     return replace(read, config=replace(read.config, dropout=json_of("config_bert")["hidden_dropout_prob"]))
 
 
-def model(name: str) -> AlbefModel:
-    """The online model of `name`.pth in evaluation mode; a missing MLM head is untrained."""
-    read = checkpoint(name, new_mlm_head=True)
-    network = AlbefModel(read.config)
+STARTS: dict[str, tuple[type[Backbone], str, str]] = {
+    "retrieval": (AlbefModel, "pretrain", "downstream"),
+    "vqa": (AlbefForAnswering, "pretrain", "downstream"),
+    "ve": (AlbefForClassification, "pretrain", "downstream"),
+    "nlvr_ta": (AlbefForTextAssignment, "pretrain", "pretrain"),
+    "nlvr": (AlbefForPairs, "nlvr_ta", "downstream"),
+}
+"""What the official script of a task loads: the model, what it starts from, and the kind of its pictures."""
+
+
+def model(name: str) -> Backbone:
+    """The online model of `name`.pth in evaluation mode; where none is recorded (VQA, ...), as its script starts it."""
+    if name in STARTS and not (folder() / f"{name}.pth").is_file():
+        return started(name)[0].eval()
+    read = checkpoint(name)
+    network = read.architecture(read.config)
     network.load_state_dict(read.model)
     return network.eval()
+
+
+def started(name: str) -> tuple[Backbone, dict[str, torch.Tensor] | None, list[str]]:
+    """The model of task `name` as started by our surgery, its teacher's state (None without one), and the report.
+
+    New heads are as recorded in `name`.safetensors, where they are.
+    """
+    architecture, origin, kind = STARTS[name]
+    state, config, teacher = _origin(origin)
+    size = json_of("meta")["base_config" if kind == "pretrain" else "ft_config"]["image_res"]
+    network = architecture(replace(config.at_size(size), mlm_head=False))
+    report = start_from(network, state, config, f"{origin}.pth")
+    if teacher is not None:
+        teacher = start_teacher(network, teacher, config, f"{origin}.pth")
+        teacher |= _new_heads(name, {key: twin(key) for key in teacher})
+    network.load_state_dict(network.state_dict() | _new_heads(name, {key: key for key in network.state_dict()}))
+    return network, teacher, report
+
+
+def _origin(name: str) -> tuple[dict[str, torch.Tensor], AlbefConfig, dict[str, torch.Tensor] | None]:
+    """Model, sizes and teacher; the pre-training between (`nlvr_ta`) has no teacher."""
+    if name in STARTS:
+        network = started(name)[0]
+        return network.state_dict(), network.config, None
+    read = checkpoint(name)
+    return read.model, read.config, read.teacher
+
+
+def _new_heads(name: str, recorded_as: dict[str, str]) -> dict[str, torch.Tensor]:
+    recorded = tensors_of(name) if (folder() / f"{name}.safetensors").is_file() else {}
+    return {key: recorded[theirs] for key, theirs in recorded_as.items() if theirs in recorded}
 
 
 def processor(image_size: tuple[int, int]) -> Processor:

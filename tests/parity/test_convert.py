@@ -6,15 +6,24 @@ import torch
 from albef.data.processor import build_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.convert import convert_file, initial_model, read_checkpoint
-from albef.models.names import from_official, official_names, to_official
+from albef.models.hub import load_training
+from albef.models.names import aliases, from_official, official_names, to_official
+from albef.models.start import load_model
 from albef.objectives.pretrain import PretrainObjective, load_objective
 from tests.parity import golden
+
+CHECKPOINTS = sorted(path.stem for path in golden.folder().glob("*.pth"))
+
+
+def recorded(name):
+    """The state dict in `name`.pth."""
+    content = torch.load(golden.folder() / f"{name}.pth", weights_only=True)
+    return content.get("model", content)
 
 
 @pytest.fixture(scope="module")
 def official():
-    """The recorded pre-training state dict."""
-    return torch.load(golden.folder() / "pretrain.pth", weights_only=True)["model"]
+    return recorded("pretrain")
 
 
 @pytest.fixture(scope="module")
@@ -39,59 +48,67 @@ def test_sizes_are_inferred(read):
     assert (config.max_positions, config.embed_dim) == (bert["max_position_embeddings"], sizes["embed"])
 
 
-def test_there_and_back(official, read):
-    teacher = {golden.twin(name): tensor for name, tensor in to_official(read.teacher, read.config).items()}
-    borrowed = {golden.twin(name) for name in ("temp", "itm_head.weight", "itm_head.bias")}
-    ours = to_official(read.model, read.config) | {n: t for n, t in teacher.items() if n not in borrowed}
-    ours["queue_ptr"] = read.queue["pointer"].reshape(1)
-    ours |= {name: read.queue[name].T for name in ("image_queue", "text_queue")}
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_there_and_back(name):
+    official, read = recorded(name), golden.checkpoint(name)
+    ours = to_official(read.model, read.config, read.architecture)
+    assert read.teacher is not None
+    teacher = to_official(read.teacher, read.config, read.architecture)
+    ours |= {golden.twin(key): tensor for key, tensor in teacher.items() if golden.twin(key) in official}
+    if read.queue is not None:
+        ours["queue_ptr"] = read.queue["pointer"].reshape(1)
+        ours |= {key: read.queue[key].T for key in ("image_queue", "text_queue")}
+    official.pop("idx_queue", None)
     assert_equal(ours, official)
 
 
-def test_every_parameter_of_the_model_is_in_the_table(read):
-    assert official_names(read.config).keys() == AlbefModel(read.config).state_dict().keys()
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_every_parameter_of_the_model_is_in_the_table(name):
+    read = golden.checkpoint(name)
+    assert official_names(read.config, read.architecture).keys() == golden.model(name).state_dict().keys()
 
 
-def test_rows_are_stacked_in_order(read):
+@pytest.mark.parametrize("name", [*CHECKPOINTS, *(set(golden.STARTS) - set(CHECKPOINTS))])
+def test_rows_are_stacked_in_order(name):
     """Each official tensor is where its name says, even if its values were those of another."""
-    config = read.config
+    model = golden.model(name)
+    config, kind = model.config, type(model)
+    official, second = to_official(model.state_dict(), config, kind), aliases(config, kind)
     numbered = {
-        name: torch.full_like(tensor, index) if tensor.is_floating_point() else tensor
-        for index, (name, tensor) in enumerate(to_official(read.model, config).items())
+        key: torch.full_like(tensor, index) if tensor.is_floating_point() else tensor
+        for index, (key, tensor) in enumerate(official.items())
+        if key not in second
     }
-    for alias in [name for name in numbered if ".decoder." in name]:
-        del numbered[alias]
-    ours = from_official(numbered, config)
-    for name, parts in official_names(config).items():
-        rows = ours[name].reshape(len(parts), -1)
-        assert rows[:, 0].tolist() == [numbered[part].flatten()[0] for part in parts], name
+    ours = from_official(numbered, config, kind)
+    for key, parts in official_names(config, kind).items():
+        rows = ours[key].reshape(len(parts), -1)
+        assert rows[:, 0].tolist() == [numbered[part].flatten()[0] for part in parts], key
 
 
-def test_fine_tuned_checkpoint(read):
-    """Names without `bert.`, other picture size, no MLM head."""
-    recorded = torch.load(golden.folder() / "retrieval.pth", weights_only=True)
-    recorded = recorded.get("model", recorded)
-    tuned = golden.checkpoint("retrieval", new_mlm_head=True)
+def test_models_are_recognised():
+    for name in CHECKPOINTS:
+        read = golden.checkpoint(name)
+        kind = golden.STARTS[name][0] if name in golden.STARTS else AlbefModel
+        assert read.architecture is kind
+        assert read.config.mlm_head == any(".cls." in key for key in recorded(name))
+        assert ("idx_queue" in recorded(name)) == any("idx_queue" in note for note in read.notes)
+
+
+def test_fine_tuned_checkpoint_has_its_picture_size():
+    tuned = golden.checkpoint("retrieval")
     size = golden.json_of("meta")["ft_config"]["image_res"]
-    assert tuned.config.image_size == (size, size) and any("MLM head" in note for note in tuned.notes)
-    ours = {name.replace("bert.", ""): tensor for name, tensor in to_official(tuned.model, tuned.config).items()}
-    for name, tensor in ours.items():
-        assert ".cls." in name or tensor.equal(recorded[name]), name
-    with pytest.raises(ValueError, match=r"no MLM head.*new_mlm_head=True"):
-        golden.checkpoint("retrieval")
+    assert tuned.config.image_size == (size, size) and tuned.queue is not None
 
 
-def test_what_the_official_retrieval_script_loads(official):
-    """Its record names, for each tensor, the checkpoint's key with the same content."""
-    size = golden.json_of("meta")["ft_config"]["image_res"]
-    larger = golden.checkpoint("pretrain", image_size=size)
-    assert larger.teacher is not None
-    ours = to_official(larger.model, larger.config)
-    ours |= {golden.twin(name): tensor for name, tensor in to_official(larger.teacher, larger.config).items()}
-    same = {name.replace("bert.", ""): tensor for name, tensor in ours.items()}
-    for name, source in golden.json_of("retrieval_load")["source"].items():
-        if source in official and "queue" not in name:
-            assert same[name].equal(official[source]), name
+def test_grounding_file(tmp_path):
+    """refcoco.pth: a bare state dict of retrieval's layout, without teacher and queues."""
+    bare = {k: t for k, t in recorded("retrieval").items() if not k.split(".")[0].endswith("_m") and "queue" not in k}
+    torch.save(bare, tmp_path / "refcoco.pth")
+    tuned = golden.checkpoint("retrieval")
+    heads = {"vision_heads": tuned.config.vision_heads, "text_heads": tuned.config.text_heads}
+    read = read_checkpoint(tmp_path / "refcoco.pth", **heads)
+    assert read.architecture is AlbefModel and read.teacher is None and read.queue is None and not read.notes
+    assert_equal(read.model, tuned.model)
 
 
 @pytest.mark.parametrize("without", [("teacher",), ("queue",), ("teacher", "queue"), ("model",)])
@@ -122,17 +139,25 @@ def test_half_precision_is_widened(official, read, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in some.model.values())
 
 
+@pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("image_size", [None, "downstream"])
-def test_converted_folder(read, tmp_path, image_size):
+def test_converted_folder(name, tmp_path, image_size):
     size = golden.json_of("meta")["ft_config"]["image_res"] if image_size else None
+    read = golden.checkpoint(name, image_size=size)
     heads = {"vision_heads": read.config.vision_heads, "text_heads": read.config.text_heads}
     vocabulary = build_tokenizer(golden.vocabulary()).get_vocab()
-    report = convert_file(golden.folder() / "pretrain.pth", tmp_path, vocabulary, size, **heads)
-    model = AlbefModel.from_pretrained(tmp_path)
-    expected = golden.checkpoint("pretrain", image_size=size) if size else read
-    assert_equal(model.state_dict(), expected.model)
-    for words in ("optimizer", "momentum model and queues", str(tmp_path), *(["resized"] if size else [])):
+    report = convert_file(golden.folder() / f"{name}.pth", tmp_path, vocabulary, size, **heads)
+    model = load_model(tmp_path)
+    assert type(model) is read.architecture
+    assert_equal(model.state_dict(), read.model)
+    teacher, queue = load_training(tmp_path)
+    assert teacher is not None
+    assert_equal(teacher, read.teacher)
+    assert (queue is None) == (read.queue is None)
+    assert_equal(queue or {}, read.queue or {})
+    for words in (read.architecture.__name__, *read.notes, *read.labels, str(tmp_path), "teacher"):
         assert words in report
+    assert ("queues" in report) == (queue is not None)
 
 
 def starting_files(official, folder):

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from albef.metrics import boxes
 from albef.models.albef import AlbefModel
-from albef.tasks.grounding import word_maps
+from albef.tasks.grounding import similarity_maps, word_maps
 from tests.parity import golden
 
 
@@ -29,6 +30,36 @@ def test_map_of_the_whole_text(pairs, block):
     model, images, ids, mask, tensors = pairs
     maps = word_maps(model, images, ids, mask, layer=block - model.config.text_layers)
     golden.close(maps.mean(1), tensors[f"itm_block{block}.cam"], atol=1e-6, rtol=1e-3)
+
+
+def layers_of_itc():
+    found = (re.fullmatch(r"itc_block(\d+)\.cam", name) for name in golden.tensors_of("gradcam"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+@pytest.mark.parametrize("layer", layers_of_itc())
+def test_map_by_similarity(pairs, layer):
+    model, images, ids, mask, tensors = pairs
+    maps = similarity_maps(model, images, ids, mask, layer)
+    golden.close(maps, tensors[f"itc_block{layer}.cam"], atol=1e-6, rtol=1e-3)
+    frozen = similarity_maps(model.requires_grad_(False), images, ids, mask, layer)
+    assert frozen.equal(maps)
+
+
+def test_boxes_chosen_by_the_maps():
+    """The official grounding evaluation on a made-up detection task: scores of all boxes, accuracy by split."""
+    record, tensors = golden.json_of("gradcam"), golden.tensors_of("gradcam")
+    overlaps, splits = [], []
+    for (ref, where), scores in zip(record["map_of_ref"].items(), record["detection_scores"], strict=True):
+        image = record["refs"][ref]["image_id"]
+        name, row = where.removesuffix("]").split("[")
+        heat = boxes.upsample(tensors[name][int(row)], *(record["images"][str(image)][s] for s in ("height", "width")))
+        detections = record["detections"][str(image)]
+        assert [boxes.box_score(heat, box) for box in detections] == pytest.approx(scores, rel=1e-3, abs=1e-6)
+        overlaps.append(boxes.official_iou(detections[boxes.choose_box(heat, detections)], record["boxes"][ref]))
+        splits.append(record["refs"][ref]["split"])
+    found = boxes.accuracy_by_split(overlaps, splits)
+    assert {f"{split}_d": share for split, share in found.items()} == pytest.approx(record["accuracy"])
 
 
 def test_map_of_every_word(pairs):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from albef.models.names import ALIASES, POSITION_IDS
-from albef.objectives import losses, pretrain
+from albef.objectives import align, losses
 from tests.parity import golden
 from tests.parity.replay import gradients, recorded_step, replay_draws, start, teacher_state
 
@@ -22,8 +22,8 @@ class Watch:
             for name, module in model.named_children():
                 module.register_forward_hook(lambda _, __, output, key=name + side: self._note(key, output))
         for name in ("contrastive_targets", "soft_cross_entropy"):
-            original = getattr(pretrain, name)
-            monkeypatch.setattr(pretrain, name, lambda *args, f=original, key=name: self._call(key, f, args))
+            original = getattr(align, name)
+            monkeypatch.setattr(align, name, lambda *args, f=original, key=name: self._call(key, f, args))
 
     def _note(self, key, output):
         self.seen.setdefault(key, []).append(output)

@@ -8,7 +8,7 @@ import torch
 from albef.data.processor import Processor, train_tokenizer
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
-from albef.tasks import retrieval
+from albef.tasks import ranking
 from tests.worlds import TINY, make_world
 
 
@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def gallery(model, processor, source):
-    return retrieval.encode(model, processor, source, batch_size=5)
+    return ranking.encode(model, processor, source, batch_size=5)
 
 
 def test_recalls_by_hand():
@@ -45,7 +45,7 @@ def test_recalls_by_hand():
         ]
     )
     to_image = torch.tensor([[3.0, 2.0, 1.0]] * 5)  # always picture 0, then 1, then 2
-    found = retrieval.recalls(to_text, to_image, image_of_text)
+    found = ranking.recalls(to_text, to_image, image_of_text)
     assert found["txt_r1"] == pytest.approx(100 / 3) and found["txt_r5"] == found["txt_r10"] == 100
     assert found["img_r1"] == pytest.approx(40) and found["img_r5"] == 100
     assert found["txt_r_mean"] == pytest.approx((100 / 3 + 200) / 3)
@@ -53,7 +53,7 @@ def test_recalls_by_hand():
 
 
 def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source, gallery):
-    scores = retrieval.two_stage_scores(model, gallery, k=3)
+    scores = ranking.two_stage_scores(model, gallery, k=3)
     words = processor.texts([caption for index in range(len(source)) for caption in source[index].captions])
     pixels = processor.images([source[index].picture for index in range(len(source))])
     to_text, to_image = scores["itm"]
@@ -69,14 +69,14 @@ def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source,
 
 
 def test_the_shortlist_is_the_highest_cosines(model, gallery):
-    scores = retrieval.two_stage_scores(model, gallery, k=4)
+    scores = ranking.two_stage_scores(model, gallery, k=4)
     cosines, _ = scores["itc"]
     for row, candidates in zip(cosines, scores["itm"][0] > -100, strict=True):
         assert row[candidates].min() >= row[~candidates].max()
 
 
 def test_sum_adds_the_cosine(model, gallery):
-    scores = retrieval.two_stage_scores(model, gallery, k=4)
+    scores = ranking.two_stage_scores(model, gallery, k=4)
     candidates = scores["itm"][1] > -100
     torch.testing.assert_close(
         scores["sum"][1][candidates], (scores["itm"][1] + scores["itc"][1])[candidates], atol=1e-5, rtol=1e-5
@@ -84,25 +84,25 @@ def test_sum_adds_the_cosine(model, gallery):
 
 
 def test_k_above_the_gallery_ranks_everything(model, gallery):
-    scores = retrieval.two_stage_scores(model, gallery, k=1000)["itm"]
+    scores = ranking.two_stage_scores(model, gallery, k=1000)["itm"]
     assert (scores[0] > -100).all() and (scores[1] > -100).all()
 
 
 def test_ranking_tells_of_every_picture(model, gallery):
     done = []
-    retrieval.two_stage_scores(model, gallery, 2, done.append)
+    ranking.two_stage_scores(model, gallery, 2, done.append)
     assert sum(done) == len(gallery.z_image) == 16
 
 
 def test_first_captions_only(model, processor, source, gallery):
-    assert len(retrieval.encode(model, processor, source, captions_per_picture=1).z_text) == 16
+    assert len(ranking.encode(model, processor, source, captions_per_picture=1).z_text) == 16
 
 
 def test_unreadable_pictures_are_left_out_with_their_captions(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     (tmp_path / "red-left-0.png").write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="red-left-0.png"):
-        gallery = retrieval.encode(model, processor, open_sources([str(world)]))
+        gallery = ranking.encode(model, processor, open_sources([str(world)]))
     assert len(gallery.z_image) == len(gallery.z_text) == 15
     assert gallery.image_of_text.tolist() == list(range(15))
 
@@ -113,7 +113,7 @@ def test_a_list_with_a_caption_per_record_has_each_picture_once(model, processor
     world.write_text(
         json.dumps([{**record, "caption": f"{word} {record['caption']}"} for word in "xy" for record in records])
     )
-    gallery = retrieval.encode(model, processor, open_sources([str(world)]), batch_size=5)
+    gallery = ranking.encode(model, processor, open_sources([str(world)]), batch_size=5)
     assert len(gallery.z_image) == 16 and len(gallery.z_text) == 32
     assert gallery.image_of_text.tolist() == [image for image in range(16) for _ in "xy"]
 
@@ -121,4 +121,4 @@ def test_a_list_with_a_caption_per_record_has_each_picture_once(model, processor
 def test_no_readable_picture_is_an_error(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="check the paths and image_root"):
-        retrieval.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))
+        ranking.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))

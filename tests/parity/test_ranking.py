@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from albef.tasks.retrieval import NOT_A_CANDIDATE, Gallery, encode_images, encode_texts, recalls, two_stage_scores
+from albef.tasks.ranking import NOT_A_CANDIDATE, Gallery, encode_images, encode_texts, recalls, two_stage_scores
 from tests.parity import golden
 
 

@@ -1,0 +1,97 @@
+"""What all our models have: an image encoder, a text encoder, and a folder that they are saved in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from albef.models import hub
+from albef.models.bert import TextEncoder
+from albef.models.config import AlbefConfig
+from albef.models.vit import VisionTransformer, resize_positions
+
+M = TypeVar("M", bound="Backbone")
+
+
+class Backbone(nn.Module):
+    """The unimodal encoders (paper §3.1). A model built on it names its further `options` besides the sizes."""
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual_encoder = VisionTransformer(config)
+        self.text_encoder = TextEncoder(config)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, height, width] -> image tokens [B, 1 + N, vision_width]."""
+        return self.visual_encoder(pixel_values)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids [B, L] and mask (1 = word) -> text states [B, L, text_width]."""
+        return self.text_encoder(input_ids, attention_mask)
+
+    def options(self) -> dict[str, Any]:
+        """What the constructor takes besides the sizes; saved in `config.json`."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.visual_encoder.cls_token.device
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes `config.json` and `model.safetensors`, in `dtype` (e.g. torch.float16) if given."""
+        values = {**self.config.to_dict(), "architecture": type(self).__name__, **self.options()}
+        hub.save(folder, values, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls: type[M], folder: str | Path, image_size: int | tuple[int, int] | None = None) -> M:
+        """Loads what `save_pretrained` wrote: a folder, or the name of a repository on the Hugging Face hub.
+
+        With `image_size` (pixels; an int, or height and width) the position grid is resized to it. ValueError if the
+        folder holds another kind of model.
+        """
+        values, state = hub.load(folder)
+        found = values.get("architecture", "AlbefModel")
+        if found != cls.__name__:
+            raise ValueError(f"{folder} holds an {found}, not an {cls.__name__}; albef.load takes whatever is there")
+        config = AlbefConfig.from_dict(values)
+        if image_size is not None:
+            wanted = config.at_size(image_size)
+            name = "visual_encoder.pos_embed"
+            state[name] = resize_positions(state[name], config.grid, wanted.grid)
+            config = wanted
+        with torch.device("meta"):
+            names = cls(config).options()
+        model = cls(config, **{name: values[name] for name in names})
+        hub.load_strictly(model, state, str(folder))
+        return model.eval()
+
+    def gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        for part in self.children():
+            if hasattr(part, "gradient_checkpointing"):
+                setattr(part, "gradient_checkpointing", enabled)  # noqa: B010 - mypy takes it for a module
+
+
+@torch.no_grad()
+def initialise(model: Backbone) -> None:
+    """The original's initialisation, or one that scales with the width if `init_std` is None.
+
+    Linears and tables of ViT and BERT are N(0, init_std), biases 0; the patch convolution, the projections and the
+    heads keep PyTorch's default, as in the original. Scaled: linears N(0, 1 / inputs), tables N(0, 1 / width).
+    """
+    std = model.config.init_std
+    for name, part in model.named_children():
+        if not name.endswith(("encoder", "decoder", "mlm_head")):
+            continue
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std or module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=std or module.embedding_dim**-0.5)
+    for table in (model.visual_encoder.cls_token, model.visual_encoder.pos_embed):
+        nn.init.normal_(table, std=std or table.shape[-1] ** -0.5)

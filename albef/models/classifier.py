@@ -1,0 +1,88 @@
+"""Models that choose among classes: for one picture and a text (visual entailment), and for two pictures (NLVR2)."""
+
+# B examples, L words, S image tokens, D text_width, C classes
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from albef.models.backbone import Backbone, initialise
+from albef.models.bert import FusionEncoder, PairEncoder
+from albef.models.config import AlbefConfig
+
+
+class AlbefForClassification(Backbone):
+    """A text about a picture belongs to one of `labels` (paper §4.1, visual entailment)."""
+
+    def __init__(self, config: AlbefConfig, labels: Sequence[str] = ("contradiction", "neutral", "entailment")) -> None:
+        super().__init__(config)
+        self.labels = tuple(labels)
+        self.fusion_encoder = FusionEncoder(config)
+        self.cls_head = _head(config.text_width, len(self.labels))
+        initialise(self)
+
+    def options(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pixels [B, 3, height, width] and words [B, L] -> logits [B, C], in the order of `labels`."""
+        keys_values = self.fusion_encoder.keys_values(self.encode_image(pixel_values))
+        text = self.encode_text(input_ids, attention_mask)
+        return self.cls_head(self.fusion_encoder(text, attention_mask, keys_values, cls_only=True)[:, 0])
+
+
+class AlbefForPairs(Backbone):
+    """A text about two pictures belongs to one of `labels` (paper §4.1, NLVR2)."""
+
+    def __init__(self, config: AlbefConfig, labels: Sequence[str] = ("False", "True")) -> None:
+        super().__init__(config)
+        self.labels = tuple(labels)
+        self.pair_encoder = PairEncoder(config)
+        self.cls_head = _head(config.text_width, len(self.labels))
+        initialise(self)
+
+    def options(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pixels of both pictures [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
+        return self.cls_head(fuse_pair(self, pixel_values, input_ids, attention_mask))
+
+
+class AlbefForTextAssignment(Backbone):
+    """The pre-training of `AlbefForPairs`: which of two pictures does the text describe, or neither? (paper §4.1)
+
+    `vision_proj` is pre-training's and isn't learnt: it says which other pictures are likely to be confused.
+    """
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__(config)
+        self.pair_encoder = PairEncoder(config)
+        self.vision_proj = nn.Linear(config.vision_width, config.embed_dim)
+        self.ta_head = nn.Linear(config.text_width, 3)
+        initialise(self)
+
+    def similarities(self, image_tokens: Tensor) -> Tensor:
+        """Cosines of every picture with every other: [B, S, Dv] -> [B, B]."""
+        z_image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
+        return z_image @ z_image.T
+
+    def assign(self, text_states: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Text states [B, L, D], keys and values of two pictures -> logits [B, 3]: the first, the second, neither."""
+        return self.ta_head(self.pair_encoder(text_states, attention_mask, first, second)[:, 0])
+
+
+def fuse_pair(model: AlbefForPairs, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The text's first state after reading both pictures, [B, D]."""
+    tokens = model.encode_image(pixel_values.flatten(0, 1))
+    first, second = model.pair_encoder.keys_values(tokens).unflatten(0, (-1, 2)).unbind(1)
+    text = model.encode_text(input_ids, attention_mask)
+    return model.pair_encoder(text, attention_mask, first, second)[:, 0]
+
+
+def _head(width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))

@@ -1,0 +1,98 @@
+"""Align and match: what pre-training and retrieval fine-tuning share (paper §3.2; spec §2.1, §3.1)."""
+
+# B own pairs, G pairs of all ranks, Q queue, C = G + Q candidates, n negatives, L words, E embed_dim
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from albef import distributed
+from albef.models.albef import AlbefModel
+from albef.objectives.losses import contrastive_targets, matching_loss, matching_weights, soft_cross_entropy
+from albef.objectives.momentum import FeatureQueue
+
+Batch = dict[str, Tensor]
+
+
+class Aligned(NamedTuple):
+    """The ITC loss, and the logits and positives among the own pairs, [B, B] each, from which negatives are drawn."""
+
+    itc: Tensor
+    logits_i2t: Tensor
+    logits_t2i: Tensor
+    same: Tensor
+
+
+class Positives(NamedTuple):
+    """What counts as a pair in ITC besides a pair itself, and whom it is compared with besides the queue."""
+
+    same_image: bool = True
+    same_text: bool = True
+    all_ranks: bool = True
+    """The batches of all ranks; the original compares with the own rank's only."""
+
+
+def encode(model: AlbefModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image tokens [B, S, Dv], text states [B, L, D], and the unit vectors of both [B, E]."""
+    image = model.encode_image(batch["pixel_values"])
+    text = model.encode_text(batch["input_ids"], batch["attention_mask"])
+    return image, text, model.project_image(image), model.project_text(text)
+
+
+def align(
+    batch: Batch,
+    z: tuple[Tensor, Tensor],
+    z_t: tuple[Tensor, Tensor],
+    queue: FeatureQueue,
+    temp: Tensor,
+    alpha: float,
+    positives: Positives,
+) -> Aligned:
+    """ITC of the student's image and text vectors `z` against the teacher's `z_t` and the queue; the queue moves on."""
+    with torch.autocast(temp.device.type, enabled=False):  # similarities / temperature need all of float32
+        own = (*z_t, batch["image_id"], batch["text_id"])
+        everyone = tuple(distributed.gather(x) for x in own)
+        first = distributed.rank() * len(z[0]) if positives.all_ranks else 0
+        image_c, text_c, image_id_c, text_id_c = (
+            torch.cat([fresh, queued])
+            for fresh, queued in zip(everyone if positives.all_ranks else own, queue.contents(), strict=True)
+        )  # [C, E], [C, E], [C], [C]
+        with torch.no_grad():
+            rows = torch.arange(len(z[0]), device=temp.device)
+            same = rows[:, None] + first == torch.arange(len(image_c), device=temp.device)
+            if positives.same_image:
+                same |= batch["image_id"][:, None] == image_id_c
+            if positives.same_text:
+                same |= batch["text_id"][:, None] == text_id_c
+            targets_i2t = contrastive_targets(same, z_t[0] @ text_c.T / temp, alpha)
+            targets_t2i = contrastive_targets(same, z_t[1] @ image_c.T / temp, alpha)
+        logits_i2t, logits_t2i = z[0] @ text_c.T / temp, z[1] @ image_c.T / temp
+        loss = (soft_cross_entropy(logits_i2t, targets_i2t) + soft_cross_entropy(logits_t2i, targets_t2i)) / 2
+        queue.push(*everyone)
+        mine = slice(first, first + len(z[0]))
+        return Aligned(loss, logits_i2t[:, mine].detach(), logits_t2i[:, mine].detach(), same[:, mine])
+
+
+def match(
+    model: AlbefModel, batch: Batch, text: Tensor, keys_values: Tensor, image_n: Tensor, text_n: Tensor
+) -> Tensor:
+    """ITM: each true pair, each text with its negative images [B, n], each image with its negative texts [B, n].
+
+    `text` are states [B, L, D], `keys_values` the fusion encoder's of the images. -1 stands for a negative that there
+    wasn't.
+    """
+    rows, count = torch.arange(len(text), device=text.device), image_n.shape[1]
+    own = rows.repeat_interleave(count)
+    texts = torch.cat([rows, own, text_n.flatten()])
+    images = torch.cat([rows, image_n.flatten(), own])
+    fused = model.fuse(text[texts], batch["attention_mask"][texts], keys_values[images], cls_only=True)
+    weights = matching_weights(len(rows), torch.cat([image_n, text_n]).flatten())
+    return matching_loss(model.match(fused).float(), len(rows), weights, per_rank(weights.sum()))
+
+
+def per_rank(count: Tensor) -> Tensor:
+    """Mean of a count over the ranks: dividing by it makes DDP's mean of the losses the mean over the global batch."""
+    return distributed.total(count) / distributed.world_size()

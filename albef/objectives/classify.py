@@ -1,0 +1,101 @@
+"""Learning to choose a class, a momentum teacher's opinion beside the label (paper §3.3, §4.1; spec §3.3, §3.4)."""
+
+# B examples, C classes, N image pairs
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.objectives.losses import soft_cross_entropy
+from albef.objectives.momentum import MomentumTeacher
+
+INPUTS = ("pixel_values", "input_ids", "attention_mask")
+
+
+class ClassifyObjective(nn.Module):
+    """Cross-entropy with labels and teacher: `(batch, alpha) -> {"classify": ..}`.
+
+    A batch holds the model's inputs and `labels` [B]. Without `distill` there is no teacher and `alpha` must be 0.
+    `dropout` keeps the teacher's dropout on, as the original does.
+    """
+
+    def __init__(
+        self,
+        model: AlbefForClassification | AlbefForPairs,
+        momentum: float = 0.995,
+        distill: bool = True,
+        dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = MomentumTeacher(model, momentum, dropout) if distill else None
+
+    def forward(self, batch: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """`alpha` in [0, 1] is the teacher's share of the targets."""
+        inputs, labels = [batch[name] for name in INPUTS], batch["labels"]
+        logits = self.model(*inputs).float()
+        if self.teacher is None:
+            return {"classify": F.cross_entropy(logits, labels)}
+        with torch.no_grad():
+            self.teacher.update(self.model)
+            targets = self.teacher.model(*inputs).float().softmax(-1)
+        hard, soft = F.cross_entropy(logits, labels), soft_cross_entropy(logits, targets)
+        return {"classify": (1 - alpha) * hard + alpha * soft}
+
+
+class AssignObjective(nn.Module):
+    """Text assignment, NLVR2's pre-training: `(batch) -> {"assign": ..}` (paper §4.1; spec §3.4).
+
+    Each text is given its own picture and another one, in either order, or two others: which is it of, or of neither?
+    A batch holds the pictures and texts of pre-training, at least two different pictures.
+    """
+
+    TEMP = 0.07
+
+    def __init__(self, model: AlbefForTextAssignment) -> None:
+        super().__init__()
+        self.model = model
+        model.vision_proj.requires_grad_(False)  # nothing of it is learnt here
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        model, mask = self.model, batch["attention_mask"]
+        tokens = model.encode_image(batch["pixel_values"])
+        pairs, labels = self.draw_pairs(tokens.detach(), batch.get("image_id"))
+        keys_values = model.pair_encoder.keys_values(tokens)
+        text = model.encode_text(batch["input_ids"], mask)
+        logits = model.assign(text, mask, keys_values[pairs[:, 0]], keys_values[pairs[:, 1]])
+        return {"assign": F.cross_entropy(logits.float(), labels)}
+
+    @torch.no_grad()
+    def draw_pairs(self, tokens: Tensor, image_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The two pictures of each text [B, 2], and the class [B]: 0 the first is right, 1 the second, 2 neither.
+
+        The classes are equally likely. Other pictures are drawn by their likeness to the right one; records of the
+        same picture (equal `image_id`) are not others.
+        """
+        weights = self.weights(tokens, image_id)
+        own = torch.arange(len(weights), device=weights.device)
+        others = torch.multinomial(weights, 2, replacement=False)  # [B, 2], different from each other
+        labels = torch.randint(3, (len(weights),), device=weights.device)
+        right = torch.stack([own, others[:, 0]], dim=1)
+        pairs = torch.where((labels == 1)[:, None], right.flip(1), right)
+        return torch.where((labels == 2)[:, None], others, pairs), labels
+
+    def weights(self, tokens: Tensor, image_id: Tensor | None = None) -> Tensor:
+        """How likely each picture is to stand beside each other one: [B, B], 0 for the same picture.
+
+        Where less than two others are left they are drawn evenly.
+        """
+        same = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
+        if len(tokens) < 3:
+            raise ValueError(
+                f"text assignment needs at least 3 pictures in a batch, got {len(tokens)}; raise batch_size"
+            )
+        if image_id is not None:
+            repeated = image_id[:, None] == image_id
+            same |= repeated & ((~repeated).sum(1, keepdim=True) >= 2)
+        weights = (self.model.similarities(tokens) / self.TEMP).softmax(-1).masked_fill(same, 0.0)
+        return torch.where((weights > 0).sum(1, keepdim=True) >= 2, weights, (~same).float())

@@ -1,0 +1,63 @@
+"""`albef ask | entail | compare | match | ground`: one picture, one line, from a shell.
+
+Each command gives what `--json` prints, and the same as lines for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from albef import api
+from albef.tasks.vqa import read_answers
+
+Found = tuple[Any, list[str]]
+
+
+def ask(options: argparse.Namespace) -> Found:
+    listed = read_answers(options.answers) if options.answers else None
+    answers = api.load(options.model).answer(options.picture, options.question, options.k, listed, options.free)
+    return [asdict(one) for one in answers], [_share(one.probability, one.text) for one in answers]
+
+
+def entail(options: argparse.Namespace) -> Found:
+    return _verdict(api.load(options.model).entails(options.picture, options.text))
+
+
+def compare(options: argparse.Namespace) -> Found:
+    return _verdict(api.load(options.model).compare(options.left, options.right, options.text))
+
+
+def match(options: argparse.Namespace) -> Found:
+    found = api.load(options.model).match(options.picture, options.text)
+    return asdict(found), [f"match {found.probability:.1%}, cosine {found.cosine:.3f}"]
+
+
+def ground(options: argparse.Namespace) -> Found:
+    """Also writes the picture under its heat map to `options.out`."""
+    region = api.load(options.model).ground(options.picture, options.text, options.mode, options.layer)
+    region.overlay().save(options.out)
+    x, y, width, height = (float(side) for side in region.box)
+    note = "" if region.points else " (the map has no positive value: the box says nothing)"
+    lines = [f"x {x:g}, y {y:g}, width {width:g}, height {height:g}{note}", f"heat map: {options.out}"]
+    return {"box": [x, y, width, height], "points": region.points, "picture": str(options.out)}, lines
+
+
+def _verdict(found: api.Verdict) -> Found:
+    ranked = sorted(found.probabilities.items(), key=lambda pair: -pair[1])
+    return asdict(found), [_share(share, label) for label, share in ranked]
+
+
+def _share(share: float, text: str) -> str:
+    return f"{share:>6.1%}  {text}"
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Found]] = {
+    "ask": ask,
+    "entail": entail,
+    "compare": compare,
+    "match": match,
+    "ground": ground,
+}

@@ -1,0 +1,103 @@
+"""One picture, a text and a class: visual entailment, or any labels of one's own (paper §4.1; spec §3.3)."""
+
+# B examples, C classes
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from albef.data.example_sets import Encode
+from albef.data.examples import Example, ExampleSource, Kind
+from albef.data.processor import Processor
+from albef.metrics.classification import accuracy
+from albef.models.classifier import AlbefForClassification, AlbefForPairs
+from albef.models.config import AlbefConfig
+from albef.objectives.classify import ClassifyObjective
+from albef.tasks.finetune import FineTune, gather_results, in_batches
+from albef.tasks.learner import start_teacher
+
+
+class Classification(FineTune):
+    """Fine-tuning on the statements of `recipe.data.train`, whose labels are `recipe.data.labels`."""
+
+    kind: Kind = "classification"
+
+    def make(self, config: AlbefConfig) -> AlbefForClassification | AlbefForPairs:
+        return AlbefForClassification(config, self.recipe.data.labels)
+
+    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> ClassifyObjective:
+        options = self.recipe.objective
+        made = ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
+        if made.teacher is not None:
+            start_teacher(made.teacher.model, teacher)
+        return made
+
+    def encoder(self) -> Encode:
+        return partial(encode, self.processor, self.recipe.data.max_tokens, self.model.labels)
+
+    def measure(self, source: ExampleSource) -> dict[str, Any]:
+        return evaluate(self.model, self.processor, source)
+
+    def score(self, evaluation: dict[str, Any]) -> float:
+        return evaluation["accuracy"]
+
+    def headline(self, evaluation: dict[str, Any]) -> str:
+        return f"accuracy {evaluation['accuracy']:.2f} %"
+
+
+def encode(
+    processor: Processor, max_tokens: int, labels: Sequence[str], examples: Sequence[Example]
+) -> dict[str, Tensor]:
+    """Texts as input_ids and attention_mask [B, L], `labels` [B]."""
+    words = processor.texts([example.text for example in examples], max_tokens)
+    return {**words, "labels": torch.tensor([label_index(example, labels) for example in examples])}
+
+
+def label_index(example: Example, labels: Sequence[str]) -> int:
+    """The class of an example; capital letters don't matter. ValueError if it has none of `labels`."""
+    known = {label.lower(): index for index, label in enumerate(labels)}
+    if example.label is None or example.label.lower() not in known:
+        raise ValueError(
+            f"{example.name}: its label is {example.label!r}, but must be one of {', '.join(labels)}; mend the file or "
+            "name its labels with --data.labels"
+        )
+    return known[example.label.lower()]
+
+
+@torch.no_grad()
+def predict(
+    model: AlbefForClassification | AlbefForPairs,
+    processor: Processor,
+    source: ExampleSource,
+    batch_size: int = 64,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str | int, tuple[Example, Tensor]]:
+    """Every readable example with the probabilities of the classes [C], by key."""
+    found: dict[str | int, tuple[Example, Tensor]] = {}
+    for examples, pixels in in_batches(source, processor, batch_size, tick):
+        pixels = pixels.to(model.device)
+        words = processor.texts([example.text for example in examples], processor.max_tokens)
+        inputs = [words[name].to(model.device) for name in ("input_ids", "attention_mask")]
+        if isinstance(model, AlbefForClassification):
+            pixels = pixels[:, 0]
+        probabilities = model(pixels, *inputs).float().softmax(-1).cpu()
+        found |= {example.key: (example, row) for example, row in zip(examples, probabilities, strict=True)}
+    return gather_results(found)
+
+
+def evaluate(
+    model: AlbefForClassification,
+    processor: Processor,
+    source: ExampleSource,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """`accuracy` in percent, over all readable examples, each counted once."""
+    found = predict(model, processor, source, tick=tick).values()
+    truth = [label_index(example, model.labels) for example, _ in found]
+    chosen = torch.stack([row for _, row in found])
+    return {"accuracy": 100 * accuracy(chosen.numpy(), truth), "examples": len(truth)}

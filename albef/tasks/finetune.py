@@ -1,0 +1,66 @@
+"""What the tasks share that learn from examples: one or two pictures, a text, a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from albef import distributed
+from albef.data.augment import TrainTransform
+from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_examples
+from albef.data.examples import Example, ExampleSource, Kind, open_examples
+from albef.data.processor import Processor, load_tokenizer
+from albef.tasks.learner import Learner
+
+
+class FineTune(Learner):
+    """A task on examples of one `kind`; it says how texts and truths become tensors (`encoder`)."""
+
+    kind: Kind
+
+    def encoder(self) -> Encode:
+        """A function of its own: it is sent to the loader's workers, which need no model."""
+        raise NotImplementedError
+
+    def open(self, paths: Sequence[str]) -> ExampleSource:
+        data = self.recipe.data
+        return open_examples(self.kind, paths, data.image_root, data.vg_root)
+
+    def probe(self, source: ExampleSource) -> None:
+        read_examples(source, [0], Processor(load_tokenizer("bert"), (8, 8)))
+
+    def texts(self) -> Iterator[str]:
+        for index in range(len(self.source)):
+            example = self.source[index]
+            yield from (example.text, *example.answers)
+
+    def in_memory(self) -> CachedExamples:
+        size = self.recipe.data.cache_size
+        return CachedExamples(self.source, self.processor, (size, size), self.encoder())
+
+    def one_by_one(self, transform: TrainTransform) -> tuple[ExampleSet, ExampleCollate]:
+        return ExampleSet(self.source, self.processor, transform, self.recipe.seed), ExampleCollate(self.encoder())
+
+
+def in_batches(
+    source: ExampleSource, processor: Processor, batch_size: int, tick: Callable[[int], None] | None = None
+) -> Iterator[tuple[list[Example], Tensor]]:
+    """This rank's share of the examples with their normalised pixels [n, P, 3, H, W]; each example once over all ranks.
+
+    Unreadable pictures are left out with a warning. `tick` is told of every example done.
+    """
+    own = range(distributed.rank(), len(source), distributed.world_size())
+    for start in range(0, len(own), batch_size):
+        indices = own[start : start + batch_size]
+        examples, pixels = read_examples(source, indices, processor)
+        if examples:
+            yield examples, processor.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        if tick:
+            tick(len(indices))
+
+
+def gather_results(own: dict[Any, Any]) -> dict[Any, Any]:
+    """Results by key of all ranks."""
+    return {key: value for part in distributed.gather_objects(own) for key, value in part.items()}
