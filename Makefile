@@ -9,10 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench easy-vqa clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run  ## pre-train a tiny model, search, explain; writes runs/demo/report.html
 	@$(BIN)/albef demo $(ARGS)
@@ -28,6 +28,12 @@ check: $(VENV)/dev  ## formatting, lint, types, then the tests: what CI runs
 
 bench: $(VENV)/dev  ## time and memory of a training step
 	@$(BIN)/python -m benchmarks.step $(ARGS)
+
+easy-vqa: $(VENV)/run  ## questions about the pictures of the package easy-vqa, from scratch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check easy-vqa==1.0
+	@$(BIN)/python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
+	@$(BIN)/albef train easy-vqa-align
+	@$(BIN)/albef train easy-vqa
 
 clean:  ## remove the environment, caches and build products; runs stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from albef.data.examples import Box
-from albef.data.pictures import PictureSource, open_picture
-from albef.data.processor import Processor
-from albef.files import model_folder
+from albef.data.pictures import PictureSource, open_picture, to_rgb
+from albef.data.processor import Processor, clean_caption
+from albef.data.records import Box, box_of
+from albef.files import ANSWERS, model_folder
 from albef.heat import heat
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
@@ -61,7 +61,7 @@ class Region:
     heat_map    [height, width] of the picture, not normalised
     box         x, y, width, height in pixels: around the map's peak, or the best of the candidates
     points      False if the map has no positive value: the box then says nothing
-    words       the map of every word, in the text's order; empty by ITC
+    words       the map of every word, in the text's order, a repeated one's together; empty by ITC
     """
 
     picture: Image.Image
@@ -85,7 +85,7 @@ def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, de
     model = load_model(folder, image_size).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processor = Processor.from_pretrained(folder)
     processor.image_size = model.config.image_size
-    path = model_folder(folder, (CONFIG, WEIGHTS)) / vqa.ANSWERS
+    path = model_folder(folder, (CONFIG, WEIGHTS)) / ANSWERS
     answers = vqa.read_answers(path) if path.is_file() else []
     return OnePicture(model, processor, answers, str(folder))
 
@@ -110,7 +110,7 @@ class OnePicture:
         model = self._model(AlbefForAnswering, "answer questions", "vqa")
         if k < 1:
             raise ValueError(f"k {k}: ask for at least one answer")
-        words = vqa.questions(self.processor, [question], vqa.TEST_WORDS, self.processor.max_tokens)
+        words = vqa.questions(self.processor, [question], vqa.TEST_WORDS, model.config.max_positions)
         ids, mask = self._on(words)
         states = model.read(self._pixels(image), ids, mask)
         if free:
@@ -164,15 +164,15 @@ class OnePicture:
         if mode == "itm":
             maps = grounding.word_maps(model, *inputs, layer)[0]
             pieces = self._spelled(inputs[1][0].tolist())
-            words = {word: boxes.upsample(maps[own].sum(0), *size) for word, own in pieces}
+            words = {word: boxes.upsample(maps[own].sum(0), *size) for word, own in pieces.items()}
             small = maps.mean(0)
         else:
             small = grounding.similarity_maps(model, *inputs, layer)[0]
         large = boxes.upsample(small, *size)
         points = bool(large.max() > 0)
         box: Box = boxes.box_of_map(large)
-        if candidates:
-            box, points = grounding.best_box(large, candidates)
+        if candidates is not None and len(candidates):
+            box, points = grounding.best_box(large, [box_of(candidate) for candidate in candidates])
         return Region(picture, large, box, points, words)
 
     @torch.no_grad()
@@ -193,14 +193,14 @@ class OnePicture:
         return self.processor.images([image]).to(self.model.device)
 
     def _words(self, text: str) -> tuple[Tensor, Tensor]:
-        if not text.strip():
-            raise ValueError("the text is empty; describe something, e.g. 'a dog on the beach'")
-        return self._on(self.processor.texts([text]))
+        if not clean_caption(text):
+            raise ValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
+        return self._on(self.processor.texts([text], self.model.config.max_positions))
 
     def _on(self, words: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return words["input_ids"].to(self.model.device), words["attention_mask"].to(self.model.device)
 
-    def _spelled(self, ids: list[int]) -> list[tuple[str, list[int]]]:
+    def _spelled(self, ids: list[int]) -> dict[str, list[int]]:
         """The words that pieces spell, with the places of their pieces; `[CLS]` is none."""
         words: list[tuple[str, list[int]]] = []
         for place, index in enumerate(ids[1:], 1):
@@ -209,8 +209,11 @@ class OnePicture:
                 words[-1] = (words[-1][0] + piece[2:], [*words[-1][1], place])
             else:
                 words.append((piece, [place]))
-        return words
+        places: dict[str, list[int]] = {}
+        for word, own in words:
+            places.setdefault(word, []).extend(own)
+        return places
 
 
 def _opened(image: Picture) -> Image.Image:
-    return image if isinstance(image, Image.Image) else open_picture(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else open_picture(image)

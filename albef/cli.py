@@ -59,10 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    demo = command("demo", _demo, "pre-train, search and explain on emoji; writes report.html")
+    demo = command("demo", _demo, "pre-train, search and explain on emoji; writes report.html", epilog=_DEMO_HELP)
     demo.add_argument("--query", action="append", help="only search with the shipped model; may be repeated")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run and the report")
-    demo.add_argument("--minutes", type=float, default=4.0, help="training time (default 4)")
+    demo.add_argument("--minutes", type=float, default=4.0, help="training time of the emoji (default 4)")
+    demo.add_argument("--all-tasks", action="store_true", help="then fine-tune for every task, a page for each")
+    demo.add_argument(
+        "--task-minutes", type=float, default=2.0, help="longest training time of each of the six runs (default 2)"
+    )
     demo.add_argument("--seed", type=int, default=42, help="of the run (default 42)")
     demo.add_argument("--top", type=int, default=8, help="pictures to show per query (default 8)")
 
@@ -84,11 +88,12 @@ def _parser() -> argparse.ArgumentParser:
         "--task", choices=("retrieval", "grounding"), default="retrieval", help="what a matching model is to do"
     )
     evaluate.add_argument("--captions", type=int, help="retrieval: only the first so many captions of each picture")
-    evaluate.add_argument("--k", type=int, default=128, help="candidates that are re-ranked (default 128)")
+    evaluate.add_argument("--k", type=int, help="candidates that are re-ranked (default 128)")
     evaluate.add_argument(
         "--protocol", choices=("coco", "flickr30k", "flickr30k-zero-shot"), help="retrieval: size and k of the paper"
     )
     evaluate.add_argument("--answers", type=Path, help="vqa: JSON list of answers (default: those the model learned)")
+    evaluate.add_argument("--official", action="store_true", help="vqa: count the first word twice, as the original")
     evaluate.add_argument("--results", type=Path, help="vqa: write the file that EvalAI takes")
     evaluate.add_argument("--way", choices=("ranked", "generated"), default="ranked", help="vqa: answers in --results")
     evaluate.add_argument("--vg-root", help="vqa: folder of Visual Genome's pictures")
@@ -142,7 +147,16 @@ def _demo(options: argparse.Namespace, _: list[str]) -> None:
     if options.query:
         demo.search(options.query, options.top, options.out)
     else:
-        demo.run(options.out, options.minutes * 60, options.seed, options.top)
+        task_seconds = options.task_minutes * 60 if options.all_tasks else None
+        demo.run(options.out, options.minutes * 60, options.seed, options.top, task_seconds)
+
+
+_DEMO_HELP = """\
+--all-tasks adds a page to the report for each of retrieval, vqa, entailment, nlvr2 (after text assignment, a run of its
+own) and grounding: fine-tuned from the model `world` that comes along, on a generated world of coloured shapes. The
+runs stay in OUT/world; what is there is taken up, Ctrl-C saves, the same command goes on. With --minutes 0 the tasks
+alone.
+"""
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -249,9 +263,12 @@ def _answers(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _convert(options: argparse.Namespace, _: list[str]) -> None:
+    import shutil
+
     import torch
 
     from albef.data.processor import Processor, load_tokenizer
+    from albef.files import ANSWERS
     from albef.models import convert, hub
     from albef.models.config import preset
 
@@ -261,6 +278,8 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
     if path and path.is_dir():
         processor = Processor.from_pretrained(path)
         print(convert.convert_folder(path, out, options.image_size, options.half, options.slim))
+        if (path / ANSWERS).is_file():
+            shutil.copyfile(path / ANSWERS, out / ANSWERS)
     else:
         processor = Processor(load_tokenizer(str(options.vocabulary or "bert")), preset("base").image_size)
     if path and not path.is_dir():

@@ -15,7 +15,7 @@ from albef.data.examples import open_examples
 from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.sources import open_sources
-from albef.files import model_folder
+from albef.files import ANSWERS, model_folder
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
@@ -39,13 +39,23 @@ ZERO_SHOT = (
 def run(options: argparse.Namespace) -> None:
     """Evaluates `options.model` on `options.data`, prints a table, and writes what was asked for."""
     if options.protocol:
-        vars(options).update(PROTOCOLS[options.protocol])
+        for name, value in PROTOCOLS[options.protocol].items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
         if options.protocol == "flickr30k-zero-shot" and distributed.rank() == 0:
             print(ZERO_SHOT)
+    for path in filter(None, (options.results, options.json)):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    options.k = 128 if options.k is None else options.k
     if options.k < 1:
         raise ValueError(f"--k {options.k}: at least one candidate must be re-ranked")
     with distributed.session() as device:
         model = load_model(options.model, options.image_size).to(device)
+        if options.protocol and not (isinstance(model, AlbefModel) and options.task == "retrieval"):
+            raise ValueError(
+                f"--protocol {options.protocol} is for retrieval; {options.model} was asked for another task"
+            )
         processor = Processor.from_pretrained(options.model)
         processor.image_size = model.config.image_size
         figures = _evaluate(model, processor, options)
@@ -102,10 +112,12 @@ def _retrieval(model: AlbefModel, processor: Processor, options: argparse.Namesp
 def _answers(
     model: AlbefForAnswering, processor: Processor, source: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    path = options.answers or model_folder(options.model, (CONFIG, WEIGHTS)) / vqa.ANSWERS
+    path = options.answers or model_folder(options.model, (CONFIG, WEIGHTS)) / ANSWERS
     answers = vqa.read_answers(path)
     figures, given = with_bar(
-        "answering", len(source), lambda tick: vqa.evaluate(model, processor, source, answers, options.k, tick=tick)
+        "answering",
+        len(source),
+        lambda tick: vqa.evaluate(model, processor, source, answers, options.k, options.official, tick=tick),
     )
     if options.results and distributed.rank() == 0:
         vqa.write_results(options.results, given, options.way)

@@ -7,6 +7,7 @@ from pathlib import Path
 ASSETS = Path(__file__).parent / "assets"
 PREFIX = "albef:"
 MODELS = ASSETS / "models"
+ANSWERS = "answers.json"  # beside a model that answers: the list it ranks
 
 
 def data_path(name: str) -> str:

@@ -28,6 +28,7 @@ def heat(
     if box is not None:
         across, down = size[0] / picture.width, size[1] / picture.height
         x, y, width, height = box
-        corners = (x * across, y * down, (x + width) * across - 1, (y + height) * down - 1)
+        left, top = x * across, y * down
+        corners = (left, top, max(left, (x + width) * across - 1), max(top, (y + height) * down - 1))
         ImageDraw.Draw(mixed).rectangle(corners, outline="white", width=max(1, min(size) // 100))
     return mixed

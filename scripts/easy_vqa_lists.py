@@ -1,20 +1,26 @@
-"""The questions of the package `easy-vqa` (MIT, by V. Zhou) as JSON lists in the original's format.
+"""The package `easy-vqa` (MIT, by V. Zhou) as lists in the original's formats.
 
     pip install easy-vqa==1.0
-    python scripts/easy_vqa_lists.py --out runs/easy-vqa-data      writes train.json and test.json
-    albef train easy-vqa --out runs/easy-vqa
+    python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
 
-`make easy-vqa` does all three. With `--blank` every picture is the same grey: what the questions alone tell.
+Writes train.json and test.json (questions), captions.json (what the answers to the training questions say of each
+training picture, such as "teal rectangle") and vocab.txt (the training words). `make easy-vqa` does that and then
+trains. With `--blank` every picture is the same grey: what the questions alone tell.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import string
 from pathlib import Path
 
 import easy_vqa
 from PIL import Image
+
+SHAPES = ("circle", "rectangle", "triangle")
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+Rows = tuple[list[str], list[str], list[int]]  # questions, answers, numbers of the pictures
 
 
 def main() -> None:
@@ -23,26 +29,47 @@ def main() -> None:
     parser.add_argument("--blank", action="store_true", help="one grey picture for all questions")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    train, pictures = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+    captions = [{"image": pictures[number], "caption": caption} for number, caption in described(train).items()]
+    lists = {
+        "train": questions(train, pictures),
+        "test": questions(easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
+        "captions": captions,
+    }
     blank = options.out / "blank.png"
     if options.blank:
         Image.new("RGB", (64, 64), (128, 128, 128)).save(blank)
-    parts = {
-        "train": (easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()),
-        "test": (easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
-    }
-    for part, (rows, pictures) in parts.items():
-        records = [
-            {
-                "question_id": number,
-                "question": question,
-                "answer": [answer],
-                "image": str(blank.resolve() if options.blank else pictures[picture]),
-                "dataset": "vqa",
-            }
-            for number, (question, answer, picture) in enumerate(zip(*rows, strict=True))
-        ]
-        (options.out / f"{part}.json").write_text(json.dumps(records))
-        print(f"{len(records)} questions: {options.out / f'{part}.json'}")
+        lists = {name: [{**row, "image": str(blank.resolve())} for row in rows] for name, rows in lists.items()}
+    for name, rows in lists.items():
+        (options.out / f"{name}.json").write_text(json.dumps(rows))
+        print(f"{len(rows)} records: {options.out / f'{name}.json'}")
+    (options.out / "vocab.txt").write_text("\n".join(vocabulary(train)) + "\n")
+
+
+def questions(rows: Rows, pictures: dict[int, str]) -> list[dict]:
+    return [
+        {"question_id": number, "question": question, "answer": [answer], "image": pictures[picture], "dataset": "vqa"}
+        for number, (question, answer, picture) in enumerate(zip(*rows, strict=True))
+    ]
+
+
+def described(rows: Rows) -> dict[int, str]:
+    """Colour and shape of each picture, as far as the answers to its questions name them."""
+    known = set(easy_vqa.get_answers()) - {"yes", "no"}
+    said: dict[int, set[str]] = {}
+    for question, answer, picture in zip(*rows, strict=True):
+        words = set(question.strip("?").split())
+        negated = bool(words & {"not", "no"})
+        named = {answer} & known or (words & known if (answer == "no") == negated else set())
+        said.setdefault(picture, set()).update(named)
+    return {picture: " ".join(sorted(words, key=SHAPES.__contains__)) for picture, words in said.items() if words}
+
+
+def vocabulary(rows: Rows) -> list[str]:
+    """Special pieces, letters alone and inside a word, and the words of the questions and answers."""
+    words = sorted({word for text in (*rows[0], *rows[1]) for word in text.strip("?").split()})
+    letters = [*string.ascii_lowercase, "?"]
+    return list(dict.fromkeys([*SPECIALS, *letters, *(f"##{letter}" for letter in letters), *words]))
 
 
 if __name__ == "__main__":

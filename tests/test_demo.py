@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw
 
 from albef import demo, recipes, report
 from albef.data.processor import Processor, train_tokenizer
+from albef.demo.style import Unseen
 from albef.demo.teacher import _examples, _kind
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
+from tests.test_demo_tasks import EVERY
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
 SHAPES = ("square", "circle")
@@ -61,6 +63,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     yield recipe
 
 
+def unseen(recipe: Recipe) -> Unseen:
+    return Unseen.load(demo.SHIPPED, recipe.data.validation, recipe.k_test)
+
+
 def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo.search(["red thing", "[bold]<i>circle"], 3, tmp_path / "out")
     printed = capsys.readouterr().out
@@ -71,7 +77,7 @@ def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys
 
 
 def test_reranking_only_reorders_the_shortlist(tiny: Recipe) -> None:
-    style = demo.UnseenStyle.load(demo.SHIPPED)
+    style = unseen(tiny)
     query = style.find("red square", 4)
     assert {hit.name for hit in query.by_itc} == {hit.name for hit in query.by_itm}
     assert [hit.place for hit in query.by_itc] == [1, 2, 3, 4]
@@ -81,7 +87,7 @@ def test_reranking_only_reorders_the_shortlist(tiny: Recipe) -> None:
 
 
 def test_maps_of_text_and_words(tiny: Recipe) -> None:
-    found = demo.UnseenStyle.load(demo.SHIPPED).word_maps("red square", "blue circle")
+    found = unseen(tiny).word_maps("red square", "blue circle")
     assert [text for text, _, _ in found.texts] == ["blue circle", "blue", "circle"]
     for _, match, values in found.texts:
         assert 0 < match < 1 and values.shape == (4, 4) and (values >= 0).all() and values.any()
@@ -104,9 +110,13 @@ def test_whole_demo_and_reuse(
     monkeypatch.delenv("CI", raising=False)
     lines = iter(["green <circle>", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    demo.run(out, 60.0, 1, 3)
-    assert "holds this run already (6 steps)" in capsys.readouterr().out
+    monkeypatch.setattr(demo.every_task, "plan", lambda *_: [])
+    monkeypatch.setattr(demo.every_task, "pages", lambda *_: iter([EVERY[:1], EVERY]))
+    demo.run(out, 60.0, 1, 3, 60.0)
+    printed = capsys.readouterr()
+    assert "holds this run already (6 steps)" in printed.out and "emoji: is there" in printed.out
     page = (out / "report.html").read_text()
+    assert page.count('.html">') == len(EVERY) and '<section id="tasks"' in page
     assert '<section id="typed"' in page and "green &lt;circle&gt;" in page
 
 

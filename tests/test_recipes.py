@@ -1,14 +1,16 @@
 """Recipes hold the paper's numbers, and every one of them can be built."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
 from albef.engine.optim import learning_rate, ramp
 from albef.models.albef import AlbefModel
+from albef.models.config import preset
 from albef.models.flops import pretraining_flops
-from albef.recipe import Objective, Optim, Recipe
+from albef.recipe import Objective, Optim, Recipe, Task
 from albef.recipes import RECIPES
 
 
@@ -33,6 +35,40 @@ def test_the_papers_numbers():
     assert (recipe.data.crop_scale, recipe.data.max_tokens, recipe.data.max_words) == ((0.2, 1.0), 25, 30)
     assert set(recipe.data.train) - set(smaller.data.train) == {"cc12m.json"}
     assert replace(smaller, name=recipe.name, data=recipe.data) == recipe
+
+
+# spec §3.0: pixels, global batch on 8 GPUs, epochs, lr, hundreds of warm-up iterations, k, tokens, alpha's ramp
+FINE_TUNING = {
+    "retrieval-coco": (384, 256, 5, 1e-5, 1, 256, 512, None),
+    "retrieval-flickr30k": (384, 256, 10, 1e-5, 1, 128, 512, None),
+    "vqa": (384, 256, 8, 2e-5, 4, 128, 25, None),
+    "entailment": (384, 256, 5, 2e-5, 1, None, 512, 0),
+    "nlvr2": (384, 128, 10, 2e-5, 1, None, 512, None),
+    "grounding": (384, 256, 5, 1e-5, 1, None, 512, None),
+    "text-assignment": (256, 512, 1, 2e-5, 1, None, 25, None),
+}
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_the_papers_numbers_of_fine_tuning(name):
+    size, batch, epochs, lr, warmup, k, tokens, alpha_steps = FINE_TUNING[name]
+    recipe = RECIPES[name]()
+    assert recipe.model == preset("base").at_size(size)
+    assert (recipe.batch_size, recipe.epochs, recipe.steps) == (batch, epochs, 0)
+    min_lr = 1e-5 if name == "text-assignment" else 1e-6
+    assert recipe.optim == Optim(lr, min_lr, 1e-5, "official", 0.05, warmup, 0.02, (0.9, 0.999), 0.0)
+    assert (recipe.objective.alpha, recipe.objective.momentum, recipe.objective.queue_size) == (0.4, 0.995, 65536)
+    assert recipe.objective.alpha_ramp_steps == alpha_steps
+    assert recipe.data.max_tokens == tokens and recipe.data.flip
+    assert recipe.data.crop_scale == {"grounding": None, "text-assignment": (0.2, 1.0)}.get(name, (0.5, 1.0))
+    assert k is None or recipe.k_test == k
+    assert recipe.evaluate_steps == (0 if name == "text-assignment" else None), "after every epoch"
+
+
+def test_every_task_has_a_recipe_at_both_sizes():
+    for task in get_args(Task):
+        sizes = {recipe.model.text_width for recipe in (make() for make in RECIPES.values()) if recipe.task == task}
+        assert sizes >= {768, 128}, task
 
 
 def test_smooth_learning_rate():

@@ -25,10 +25,14 @@ Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to
 
 
 def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image.Image]]:
-    """An example, its pictures taken out and decoded; BrokenPicture when one cannot be read."""
+    """An example, its pictures taken out and decoded; BrokenPicture when one cannot be read.
+
+    Its `size`, if not given, is that of its (first) picture.
+    """
     example = source[index]
     images = [_open(picture, example.name) for picture in example.pictures]
-    return replace(example, pictures=()), images
+    size = example.size or (images[0].height, images[0].width)
+    return replace(example, pictures=(), size=size), images
 
 
 def _open(picture: bytes | Path, name: str) -> Image.Image:

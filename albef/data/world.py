@@ -72,10 +72,12 @@ class Scene:
         """All that can be said of the scene in one sentence, in several wordings."""
         if len(self.things) == 1:
             thing = self.things[0]
-            return [f"{thing} at the {thing.quarter}", f"at the {thing.quarter} {thing}"]
+            return [f"{thing} at the {thing.quarter}", f"{thing} {thing.quarter}"]
         if len(self.things) == 2:
             first, second = self.things
-            return [f"{a} {words} {b}" for a, b in ((first, second), (second, first)) for words in relations(a, b)]
+            orders = ((first, second), (second, first))
+            related = [f"{a} {words} {b}" for a, b in orders for words in relations(a, b)]
+            return related + [f"{a} {a.quarter}, {b} {b.quarter}" for a, b in orders]
         return [
             ", ".join(str(self.things[place]) for place in order)
             for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1))

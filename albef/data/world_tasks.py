@@ -68,14 +68,14 @@ class WorldExamples:
 def _vqa(split: str, number: int, place: int) -> Example:
     found, picture, name = _shown(split, number)
     question, answer = _questions(found.things, np.random.default_rng((SEEDS[split], number, 2)))[place]
-    return Example(name, (picture,), question, number * 3 + place, answers=(answer,))
+    return Example(name, (picture,), question, f"{split}-{number * 3 + place}", answers=(answer,))
 
 
 def _classification(split: str, number: int, place: int) -> Example:
     found, picture, name = _shown(split, number)
     random = np.random.default_rng((SEEDS[split], number, 3, place))
     statement = _statement(found.things, LABELS[place], random)
-    return Example(name, (picture,), statement, number * 3 + place, label=LABELS[place])
+    return Example(name, (picture,), statement, f"{split}-{number * 3 + place}", label=LABELS[place])
 
 
 def _pairs(split: str, number: int, place: int) -> Example:
@@ -100,7 +100,7 @@ def _phrases(split: str, number: int, place: int) -> Example:
     things = [found.things[order[turn % len(order)]] for turn in range(2)]
     phrase = [_phrase(thing, found.things, random) for thing in things][place]
     return Example(
-        name, (picture,), phrase, number * 2 + place,
+        name, (picture,), phrase, f"{split}-{number * 2 + place}",
         boxes=(things[place].box,), candidates=candidates, size=(SIDE, SIDE), split=split,
     )  # fmt: skip
 

@@ -1,8 +1,10 @@
-"""`albef demo`: pre-train a tiny model, search a drawing style it never saw with a shipped one, and explain both."""
+"""`albef demo`: pre-train a tiny model, search a drawing style it never saw with a shipped one, and explain both.
+
+And, if asked, fine-tune for every task of a generated world: see `every_task`.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -12,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from albef import distributed, recipes, report
-from albef.data.progress import with_bar
-from albef.demo.style import UnseenStyle
+from albef import recipes, report
+from albef.demo import every_task
+from albef.demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef.demo.runs import console, learn, seconds_left
+from albef.demo.style import Unseen, recall_rows
 from albef.demo.teacher import inspect_teacher
-from albef.engine import checkpoint
 from albef.engine import train as engine
-from albef.engine.log import LOG, clock
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef.report.chart import Chart, Line
-from albef.tasks import make_task, ranking
+from albef.report.chart import Chart
+from albef.tasks import ranking
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "models" / "emoji"
 QUERIES = (
@@ -50,33 +51,73 @@ MAPPED = (
 )
 FOUND_WITHIN = 10
 
-console = Console(markup=False, highlight=False, emoji=False)
 
+def run(out: Path, seconds: float, seed: int, top: int, task_seconds: float | None = None) -> None:
+    """The whole demo; leaves `out`/run (the run) and `out`/report.html.
 
-def run(out: Path, seconds: float, seed: int, top: int) -> None:
-    """The whole demo; leaves `out`/run (the run) and `out`/report.html."""
-    if seconds <= 0:
+    With `task_seconds`, what each run may take, every task of the generated world too: `out`/world and a page for each.
+    `seconds` 0 then leaves out the emoji.
+    """
+    if seconds < 0 or not (seconds or task_seconds):
         raise ValueError(f"the training time is {seconds / 60:g} minutes; it must be above 0 (without --minutes: 4)")
-    recipe = replace(recipes.emoji_demo(), max_seconds=seconds, seed=seed)
-    console.print(
-        f"1. Pre-train a tiny ALBEF from scratch on three drawing styles of emoji: {clock(seconds)}.\n"
-        "2. Search the fourth style, never trained on, with the model that comes along.\n"
-        f"3. Write {out / 'report.html'}.\n"
-        f"About {math.ceil(seconds / 60 * 1.2) + 1} minutes in all. Ctrl-C stops, the same command goes on.\n",
-        soft_wrap=True,
-    )
+    recipe = replace(recipes.emoji_demo(), max_seconds=seconds, seed=seed) if seconds else None
+    chapters = [] if task_seconds is None else every_task.plan(out, task_seconds, seed)
+    _announce(recipe, chapters, out)
     try:
-        style = UnseenStyle.load(SHIPPED)  # first: if it can't be had, say so before the minutes of training
-        evaluation = _pretrain(recipe, out / "run")
-        _tell(style, out, recipe, evaluation, top)
+        if recipe:
+            _emoji(recipe, chapters, out, top)
+        else:
+            _tasks_alone(chapters, out)
     except (engine.Interrupted, KeyboardInterrupt):
-        print(f"stopped; what was learnt is in {out / 'run'}, and the same command goes on", file=sys.stderr)
+        print(f"stopped; what was learnt is in {out}, and the same command goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def _announce(recipe: Recipe | None, chapters: list[every_task.Chapter], out: Path) -> None:
+    """Says what will be done, and how long it takes; ValueError if a folder holds another run."""
+    lines, waiting = [], 0.0
+    if recipe:
+        left = seconds_left(recipe, out / "run")
+        waiting += left * 1.2 + 60
+        lines += [
+            f"Pre-train a tiny ALBEF from scratch on three drawing styles of emoji: {every_task.time_left(left)}.",
+            "Search the fourth style, never trained on, with the model that comes along.",
+        ]
+    if chapters:
+        words, seconds = every_task.outlook(chapters)
+        waiting += seconds
+        lines.append(f"Fine-tune a small model for every task of a generated world, at most: {words}.")
+    lines.append(f"Write {out / 'report.html'}{' and a page for each task' if chapters else ''}.")
+    for number, line in enumerate(lines, 1):
+        console.print(f"{number}. {line}", soft_wrap=True)
+    minutes = math.ceil(waiting / 60)
+    console.print(
+        f"About {minutes} minutes in all. Ctrl-C saves and stops, the same command goes on.\n", soft_wrap=True
+    )
+
+
+def _emoji(recipe: Recipe, chapters: list[every_task.Chapter], out: Path, top: int) -> None:
+    style = Unseen.load(SHIPPED, recipe.data.validation, recipe.k_test)  # first: fail before the minutes of training
+    evaluation = learn(recipe, out / "run")
+    made = _explain(style, out / "run", recipe, evaluation, top)
+    page = _write(out / "report.html", report.render(made))
+    for tasks in every_task.pages(chapters, out):
+        made = replace(made, tasks=tasks)
+        _write(page, report.render(made))
+    _tell(style, out, recipe, made, top)
+
+
+def _tasks_alone(chapters: list[every_task.Chapter], out: Path) -> None:
+    page = out / "report.html"
+    for tasks in every_task.pages(chapters, out):
+        _write(page, report.render_tasks(tasks))
+    console.print(f"\nreport: {page}", soft_wrap=True)
 
 
 def search(queries: list[str], top: int, out: Path) -> None:
     """Searches the unseen style with the shipped model; prints what is found and writes `out`/search.html."""
-    style = UnseenStyle.load(SHIPPED)
+    recipe = recipes.emoji_demo()
+    style = Unseen.load(SHIPPED, recipe.data.validation, recipe.k_test)
     found = [style.find(query, top) for query in queries]
     for query in found:
         _print_query(query)
@@ -88,32 +129,16 @@ def search(queries: list[str], top: int, out: Path) -> None:
     console.print(f"pictures: {page}", soft_wrap=True)
 
 
-def _pretrain(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Runs the recipe to its end, or goes on with it, or takes what a finished run left; the last evaluation."""
-    engine.prepare_folder(recipe, folder)
-    state = checkpoint.load(folder)
-    if state and (state["seconds"] >= recipe.max_seconds or state["step"] >= recipe.steps):
-        console.print(
-            f"{folder} holds this run already ({state['step']} steps); delete it to train anew", soft_wrap=True
-        )
-        return state["evaluation"]
-    console.print("reading and decoding the pictures, then training")
-    with distributed.session() as device:
-        return engine.train(make_task(recipe, folder), recipe, folder, device)
-
-
-def _tell(style: UnseenStyle, out: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> None:
-    """Everything after the training: evaluate, search, explain, write; then what the user types."""
-    made = _explain(style, out / "run", recipe, evaluation, top)
-    page = _write(out / "report.html", report.render(made))
+def _tell(style: Unseen, out: Path, recipe: Recipe, made: report.Report, top: int) -> None:
+    """Prints the main part of the report, then searches what the user types."""
     for query in made.queries:
         _print_query(replace(query, by_itc=query.by_itc[:3], by_itm=query.by_itm[:3]))
     _print_figures(made.figures)
     typed = _ask(style, top)
     if typed:
-        _write(page, report.render(replace(made, typed=typed)))
+        _write(out / "report.html", report.render(replace(made, typed=typed)))
     console.print(
-        f"\nreport: {page}\n\nnext\n"
+        f"\nreport: {out / 'report.html'}\n\nnext\n"
         '  albef demo --query "red fruit"    search again, in seconds\n'
         "  albef train pretrain-tiny --data.train captions.json --data.validation dev.json --out runs/mine\n"
         f"  albef evaluate {out / 'run' / 'model'} --data {recipe.data.validation[0]} --captions 1",
@@ -121,13 +146,9 @@ def _tell(style: UnseenStyle, out: Path, recipe: Recipe, evaluation: dict[str, A
     )
 
 
-def _explain(style: UnseenStyle, folder: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> report.Report:
+def _explain(style: Unseen, folder: Path, recipe: Recipe, evaluation: dict[str, Any], top: int) -> report.Report:
     """What the report says of the run in `folder` and of the shipped model."""
-    scores = with_bar(
-        "re-ranking with ITM",
-        len(style.names),
-        lambda tick: ranking.two_stage_scores(style.model, style.gallery, style.candidates, tick),
-    )
+    scores = style.scores()
     shipped = {name: ranking.recalls(*both, style.gallery.image_of_text) for name, both in scores.items()}
     missed, missed_count = _misses(style, scores["itc"][1], scores["itm"][1], recipe.seed)
     return report.Report(
@@ -137,21 +158,13 @@ def _explain(style: UnseenStyle, folder: Path, recipe: Recipe, evaluation: dict[
         pictures=len(style.names),
         candidates=style.candidates,
         charts=_charts(folder, recipe, len(style.names)),
-        figures=_figure_rows(len(style.names), {"this run": evaluation, "shipped model": shipped}),
+        figures=recall_rows(len(style.names), {"this run": evaluation, "shipped model": shipped}),
         queries=[style.find(query, top) for query in QUERIES],
         maps=[style.word_maps(*pair) for pair in MAPPED if pair[0] in style.names],
         teacher=inspect_teacher(folder, recipe),
         missed=missed,
         missed_count=missed_count,
     )
-
-
-def _figure_rows(pictures: int, models: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Recalls by row name, chance first."""
-    chance = {f"{side}_r{k}": min(100.0, 100.0 * k / pictures) for side in ("img", "txt") for k in (1, 5, 10)}
-    ways = {"itc": "ITC", "itm": "ITM", "sum": "ITC + ITM"}
-    rows = {f"{model}, {ways[way]}": values for model, found in models.items() for way, values in found.items()}
-    return {"chance": chance, **rows}
 
 
 def _print_figures(figures: dict[str, dict[str, float]]) -> None:
@@ -174,7 +187,7 @@ def _print_query(query: report.Query) -> None:
     console.print(table)
 
 
-def _ask(style: UnseenStyle, top: int) -> list[report.Query]:
+def _ask(style: Unseen, top: int) -> list[report.Query]:
     """Queries that the user types, until an empty line; none where nobody can type."""
     typed: list[report.Query] = []
     if not sys.stdin.isatty() or os.environ.get("CI"):
@@ -191,39 +204,21 @@ def _ask(style: UnseenStyle, top: int) -> list[report.Query]:
 
 def _charts(folder: Path, recipe: Recipe, pictures: int) -> list[Chart]:
     """Losses over steps and recall over seconds, from the run's log; dashed is guessing."""
-    rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    rows = log_rows(folder)
     vocabulary = AlbefModel.from_pretrained(folder / "model").config.vocab_size
-    guesses = {
-        "itc": math.log(recipe.batch_size + recipe.objective.queue_size),
-        "itm": math.log(3) - 2 / 3 * math.log(2),  # one pair in three matches
-        "mlm": math.log(vocabulary),
-    }
-    steps = max((row["step"] for row in rows), default=1)
+    costs = {**guessing_costs(recipe), "mlm": math.log(vocabulary)}
     alone = [row["step"] for row in rows if "itc" in row and "itm" not in row]
     mark = (max(alone), f"ITM, MLM join: step {max(alone)}") if alone else None
-    charts = []
-    for colour, (name, guess) in enumerate(guesses.items()):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        lines = [Line(name.upper(), points, colour), _level("guessing", guess, steps)]
-        charts.append(Chart(f"{name.upper()} loss", "step", steps, lines, mark))
-    return [*charts, _recall_chart([row for row in rows if "evaluation" in row], pictures)]
+    recall = figure_chart(
+        "Unseen style, text → picture by ITC, %",
+        rows,
+        {"R@1": ("itc", "img_r1"), "R@10": ("itc", "img_r10")},
+        ("chance R@10", 1000 / pictures),
+    )
+    return [*(loss_chart(rows, name, costs[name], mark) for name in ("itc", "itm", "mlm")), recall]
 
 
-def _recall_chart(rows: list[dict[str, Any]], pictures: int) -> Chart:
-    lines = [
-        Line(f"R@{k}", [(row["seconds"], row["evaluation"]["itc"][f"img_r{k}"]) for row in rows], colour)
-        for k, colour in ((1, 0), (10, 1))
-    ]
-    end = max((row["seconds"] for row in rows), default=1.0)
-    chance = _level("chance R@10", 1000 / pictures, end)
-    return Chart("Unseen style, text → picture by ITC, %", "seconds of training", end, [*lines, chance])
-
-
-def _level(label: str, y: float, x_max: float) -> Line:
-    return Line(label, [(0.0, y), (x_max, y)], 3, dashed=True)
-
-
-def _misses(style: UnseenStyle, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[report.Miss], int]:
+def _misses(style: Unseen, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[report.Miss], int]:
     """Eight of the names whose picture isn't among the first found after re-ranking, by chance, and how many there are.
 
     `itc`, `itm`: scores text->picture [T, I]; text and picture of one number belong together.

@@ -1,14 +1,17 @@
-"""The drawing style that no training saw, as a saved model sees it: search, re-rank, heat maps."""
+"""Pictures that no training saw, as a saved model sees them: search, re-rank, heat maps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from albef import recipes, report
+from albef import report
 from albef.data.loader import read_pictures
 from albef.data.pictures import open_picture
 from albef.data.processor import Processor
@@ -20,8 +23,8 @@ from albef.tasks import grounding, ranking
 
 
 @dataclass
-class UnseenStyle:
-    """The pictures that no training saw, as a saved model sees them."""
+class Unseen:
+    """Pictures that no training saw, such as those of another drawing style, each with a name."""
 
     model: AlbefModel
     processor: Processor
@@ -32,15 +35,23 @@ class UnseenStyle:
     """Pictures that ITM re-ranks."""
 
     @classmethod
-    def load(cls, folder: Path) -> UnseenStyle:
-        recipe = recipes.emoji_demo()
+    def load(cls, folder: Path, paths: Sequence[str], candidates: int) -> Unseen:
+        """The pictures of `paths` for the model saved in `folder`; a picture's name is its first caption."""
         model, processor = AlbefModel.from_pretrained(folder), Processor.from_pretrained(folder)
-        source = open_sources(recipe.data.validation)
+        source = open_sources(paths)
         gallery = with_bar(
             "encoding pictures", len(source), lambda tick: ranking.encode(model, processor, source, 1, tick=tick)
         )
-        names = [source[index].captions[0] for index in range(len(source))]
-        return cls(model, processor, source, gallery, names, recipe.k_test)
+        names = [source.captions(index)[0] for index in range(len(source))]
+        return cls(model, processor, source, gallery, names, candidates)
+
+    def scores(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of every name with every picture, as `ranking.two_stage_scores` has them."""
+        return with_bar(
+            "re-ranking with ITM",
+            len(self.names),
+            lambda tick: ranking.two_stage_scores(self.model, self.gallery, self.candidates, tick),
+        )
 
     def picture(self, index: int) -> Image.Image:
         return open_picture(self.source[index].picture)
@@ -81,3 +92,11 @@ class UnseenStyle:
             logits = self.model.match(self.model.fuse(states, words["attention_mask"], keys_values))
         found = zip(texts, logits.softmax(-1)[:, 1].tolist(), maps.numpy(), strict=True)
         return report.WordMaps(self.picture(index), picture, list(found))
+
+
+def recall_rows(pictures: int, models: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Recalls by row name, chance first."""
+    chance = {f"{side}_r{k}": min(100.0, 100.0 * k / pictures) for side in ("img", "txt") for k in (1, 5, 10)}
+    ways = {"itc": "ITC", "itm": "ITM", "sum": "ITC + ITM"}
+    rows = {f"{model}, {ways[way]}": values for model, found in models.items() for way, values in found.items()}
+    return {"chance": chance, **rows}

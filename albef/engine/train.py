@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import time
 import warnings
@@ -23,7 +24,7 @@ from albef.engine.log import RunLog, peak_flops
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.recipe import Recipe
 
-RECIPE, MODEL, BEST = "recipe.json", "model", "best"
+RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
 
 
 class Task(Protocol):
@@ -63,7 +64,7 @@ def train(task: Task, recipe: Recipe, folder: Path, device: torch.device) -> dic
     """Runs `recipe` in `folder` to its end, from the folder's checkpoint if there is one; returns the last evaluation.
 
     The folder receives `recipe.json`, `log.jsonl`, `checkpoint.pt`, `model/`, and `best/`: the model that evaluations
-    during the run found best. Every step's random numbers come from
+    during the run found best, with its `score.json`. Every step's random numbers come from
     (seed, step, rank), so an interrupted run gives the same weights as one in a piece (unless `max_seconds` lets the
     clock decide). SIGTERM or Ctrl-C saves and raises `Interrupted`.
     """
@@ -88,7 +89,7 @@ class _Run:
             raise ValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
         task.objective.to(device)
         self.optimizer = make_optimizer(task.objective, recipe.optim)
-        self.step, self.seconds, self.evaluation, self.best = 0, 0.0, dict[str, Any](), float("-inf")
+        self.step, self.seconds, self.evaluation = 0, 0.0, dict[str, Any]()
         self.progress = self.time_progress = self.step_seconds = 0.0
         self._restore()
         self.start = self.step
@@ -165,8 +166,9 @@ class _Run:
         )
         figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": self.seconds}
         peak = peak_flops(self.device)
-        if peak:
+        if peak and self.task.flops_per_pair:
             figures["mfu"] = speed * self.task.flops_per_pair / (peak * distributed.world_size())
+        if self.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if self.broken.failures:
             figures["broken"] = self.broken.failures
@@ -205,11 +207,13 @@ class _Run:
 
     def _keep_best(self) -> None:
         """The model with the highest score so far, beside the last one."""
-        score = self.task.score(self.evaluation)
-        if score > self.best:
-            self.best = score
-            if distributed.rank() == 0:
-                self.task.save_model(self.folder / BEST)
+        if distributed.rank():
+            return
+        score, path = self.task.score(self.evaluation), self.folder / BEST / SCORE
+        best = json.loads(path.read_text())["score"] if path.exists() else float("-inf")
+        if score > best:
+            self.task.save_model(path.parent)
+            path.write_text(json.dumps({"score": score, "step": self.step, "evaluation": self.evaluation}) + "\n")
 
     def save(self) -> None:
         """Checkpoint and model, by the first rank (all hold the same)."""
@@ -223,7 +227,6 @@ class _Run:
                 "step": self.step,
                 "seconds": self.seconds,
                 "evaluation": self.evaluation,
-                "best": self.best,
                 "pairs": self.task.pairs,
             }
             checkpoint.save(self.folder, state)
@@ -234,6 +237,9 @@ class _Run:
         if distributed.highest([self.step, -self.step], self.device) != [self.step, -self.step]:
             raise ValueError(f"the ranks see different checkpoints in {self.folder}; it must be a shared folder")
         if state is None:
+            distributed.wait()  # until all have looked
+            if distributed.rank() == 0:
+                shutil.rmtree(self.folder / BEST, ignore_errors=True)  # of a run that is begun anew
             return
         if state["pairs"] != self.task.pairs:
             raise ValueError(
@@ -242,7 +248,7 @@ class _Run:
             )
         self.task.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.evaluation, self.best = state["seconds"], state["evaluation"], state["best"]
+        self.seconds, self.evaluation = state["seconds"], state["evaluation"]
         if self.recipe.max_seconds:
             self.time_progress = self.seconds / self.recipe.max_seconds
 

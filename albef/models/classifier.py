@@ -50,7 +50,10 @@ class AlbefForPairs(Backbone):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pixels of both pictures [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
-        return self.cls_head(fuse_pair(self, pixel_values, input_ids, attention_mask))
+        tokens = self.encode_image(pixel_values.flatten(0, 1))
+        first, second = self.pair_encoder.keys_values(tokens).unflatten(0, (-1, 2)).unbind(1)
+        text = self.encode_text(input_ids, attention_mask)
+        return self.cls_head(self.pair_encoder(text, attention_mask, first, second)[:, 0])
 
 
 class AlbefForTextAssignment(Backbone):
@@ -74,14 +77,6 @@ class AlbefForTextAssignment(Backbone):
     def assign(self, text_states: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Text states [B, L, D], keys and values of two pictures -> logits [B, 3]: the first, the second, neither."""
         return self.ta_head(self.pair_encoder(text_states, attention_mask, first, second)[:, 0])
-
-
-def fuse_pair(model: AlbefForPairs, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The text's first state after reading both pictures, [B, D]."""
-    tokens = model.encode_image(pixel_values.flatten(0, 1))
-    first, second = model.pair_encoder.keys_values(tokens).unflatten(0, (-1, 2)).unbind(1)
-    text = model.encode_text(input_ids, attention_mask)
-    return model.pair_encoder(text, attention_mask, first, second)[:, 0]
 
 
 def _head(width: int, classes: int) -> nn.Sequential:

@@ -42,7 +42,14 @@ def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: 
 def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
     save_file(tensors, f"{path}.tmp", metadata={"format": "pt"})
+    os.chmod(f"{path}.tmp", 0o666 & ~_umask())  # safetensors lets nobody else read
     os.replace(f"{path}.tmp", path)  # whole or absent, whenever a crash comes
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -20,7 +20,8 @@ State = Mapping[str, Tensor]
 FRESH = {
     "cls_head": "for these labels",
     "ta_head": "for this task",
-    "decoder.head": "no MLM head to start from",
+    "mlm_head": "the start has none",
+    "decoder.head": "the start has no MLM head",
     "decoder.question_keys_values": "made for pictures of another width",
 }
 """Parts that may be new in a model -> why, when nothing fits them."""
@@ -93,9 +94,7 @@ def load_start(model: Backbone, folder: str | Path) -> tuple[list[str], dict[str
         notes = [f"dropped: cls_head, whose labels are {', '.join(theirs)} instead of {', '.join(ours)}"]
         state, teacher = _without_head(state), teacher and _without_head(teacher)
     report = start_from(model, state, config, str(folder)) + notes
-    if teacher is None:
-        return [*report, "no teacher: it starts as a copy of the model"], None
-    return [*report, "the teacher likewise"], start_teacher(model, teacher, config, str(folder))
+    return report, None if teacher is None else start_teacher(model, teacher, config, str(folder))
 
 
 def load_model(folder: str | Path, image_size: int | tuple[int, int] | None = None) -> Backbone:

@@ -50,20 +50,21 @@ class AssignObjective(nn.Module):
     """Text assignment, NLVR2's pre-training: `(batch) -> {"assign": ..}` (paper §4.1; spec §3.4).
 
     Each text is given its own picture and another one, in either order, or two others: which is it of, or of neither?
-    A batch holds the pictures and texts of pre-training, at least two different pictures.
+    A batch holds the pictures and texts of pre-training, at least three. `official=True` takes another record of
+    the same picture for another picture, as the original does.
     """
 
     TEMP = 0.07
 
-    def __init__(self, model: AlbefForTextAssignment) -> None:
+    def __init__(self, model: AlbefForTextAssignment, official: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.official = model, official
         model.vision_proj.requires_grad_(False)  # nothing of it is learnt here
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model, mask = self.model, batch["attention_mask"]
         tokens = model.encode_image(batch["pixel_values"])
-        pairs, labels = self.draw_pairs(tokens.detach(), batch.get("image_id"))
+        pairs, labels = self.draw_pairs(tokens.detach(), None if self.official else batch["image_id"])
         keys_values = model.pair_encoder.keys_values(tokens)
         text = model.encode_text(batch["input_ids"], mask)
         logits = model.assign(text, mask, keys_values[pairs[:, 0]], keys_values[pairs[:, 1]])

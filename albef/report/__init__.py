@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from albef.heat import heat
-from albef.report.chart import Chart, chart_svg
+from albef.report.chart import Chart
+from albef.report.hits import Hit, Query, hit_row, query_rows
+from albef.report.parts import charts, img, page, recall_table
+from albef.report.tasks import FOOTER as TASKS_FOOTER
+from albef.report.tasks import TaskPage, render_task, task_list
 
-PAGE = Path(__file__).parent / "page.html"
+__all__ = [
+    "Hit", "Kind", "Lesson", "Miss", "Query", "Report", "TaskPage", "Teacher", "WordMaps",
+    "render", "render_search", "render_task", "render_tasks",
+]  # fmt: skip
 FOOTER = (
     "Names and keywords: Unicode CLDR. Pictures: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
     "Twemoji (Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0); scaled, and coloured in the heat maps."
 )
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A picture that was found: its cosine (ITC), its place by it (from 1), the probability of a match (ITM)."""
-
-    picture: Image.Image
-    name: str
-    itc: float
-    place: int
-    match: float
-
-
-@dataclass(frozen=True)
-class Query:
-    """What a text finds: the first pictures by ITC, and the first after ITM re-ranked the shortlist."""
-
-    text: str
-    by_itc: list[Hit]
-    by_itm: list[Hit]
+TASKS_LEAD = "What ALBEF is for, in small: one pre-trained model, fine-tuned for five tasks in minutes."
 
 
 @dataclass(frozen=True)
@@ -99,6 +83,7 @@ class Report:
     missed: list[Miss]
     missed_count: int
     typed: list[Query] = field(default_factory=list)
+    tasks: list[TaskPage] = field(default_factory=list)
 
 
 def render(report: Report) -> str:
@@ -111,43 +96,41 @@ def render(report: Report) -> str:
         ("maps", "Where a word is seen", _maps(report.maps)),
         ("teacher", "When the teacher knows better than the label", _teacher(report.teacher)),
         ("missed", "What it misses", _missed(report)),
+        ("tasks", "Every task", task_list(report.tasks)),
     ]
-    return _page("Align before fuse, in a few minutes", escape(report.lead), [part for part in sections if part[2]])
+    found = [section for section in sections if section[2]]
+    return page("Align before fuse, in a few minutes", escape(report.lead), found, FOOTER)
 
 
 def render_search(queries: list[Query], lead: str) -> str:
     """Queries alone as one HTML document."""
-    return _page("Search by words", escape(lead), [(f"q{i}", q.text, _query(q)) for i, q in enumerate(queries)])
+    sections = [(f"q{i}", query.text, query_rows(query)) for i, query in enumerate(queries)]
+    return page("Search by words", escape(lead), sections, FOOTER)
+
+
+def render_tasks(pages: list[TaskPage]) -> str:
+    """The report of a demo that left out the emoji."""
+    return page(
+        "Align before fuse, in every task", TASKS_LEAD, [("tasks", "Every task", task_list(pages))], TASKS_FOOTER
+    )
 
 
 def _curves(report: Report) -> str:
-    charts = "".join(
-        f"<figure><figcaption>{escape(chart.title)}</figcaption>{chart_svg(chart)}</figure>" for chart in report.charts
-    )
     return (
         "<p>Losses should fall below the dashed line, which is what guessing costs. ITC, which aligns pictures and "
         "texts, learns first; ITM (do they match?) and MLM (which word is masked?) join once there is something to "
         "fuse. Mind the axes: only the recall's starts at 0. "
         "Good: recall on the unseen style climbs away from chance. Bad: losses fall, recall doesn't.</p>"
-        f'<div class="charts">{charts}</div>'
+        + charts(report.charts)
     )
 
 
 def _figures(report: Report) -> str:
-    keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{values[key]:.2f}</td>" for key in keys) + "</tr>"
-        for name, values in report.figures.items()
-    )
-    heads = "".join(f'<th scope="col">R@{k}</th>' for _ in range(2) for k in (1, 5, 10))
     return (
         f"<p>Every one of {report.pictures:,} pictures in a drawing style that no training saw is searched by its "
         "name, and every name by its picture. R@k: how many of a hundred are found within the first k.</p>"
-        '<div class="wide" tabindex="0" role="region" aria-label="recalls"><table><thead>'
-        '<tr><th></th><th colspan="3" scope="colgroup">text → picture</th>'
-        f'<th colspan="3" scope="colgroup">picture → text</th></tr><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-        f"<p>ITC compares two vectors. ITM reads picture and text together, but only the {report.candidates} "
+        + recall_table(report.figures)
+        + f"<p>ITC compares two vectors. ITM reads picture and text together, but only the {report.candidates} "
         "candidates that ITC puts first: what isn't among them stays lost. ITC + ITM adds the cosine to the matching "
         "score. In the paper's large models ITM is well above ITC; where it is below here, the small fusion encoder "
         "has not yet learned to tell near misses apart. One run, one seed; many pictures look alike (clocks, flags, "
@@ -156,7 +139,7 @@ def _figures(report: Report) -> str:
 
 
 def _queries(queries: list[Query], report: Report) -> str:
-    blocks = "".join(f"<h3>“{escape(query.text)}”</h3>{_query(query)}" for query in queries)
+    blocks = "".join(f"<h3>“{escape(query.text)}”</h3>{query_rows(query)}" for query in queries)
     return (
         f"<p>The shipped model searches the unseen style. The first row is ordered by ITC; the second shows the "
         f"{report.candidates} best of it re-ordered by ITM: by the logit of “matched”, the paper's rule. Below a "
@@ -166,29 +149,13 @@ def _queries(queries: list[Query], report: Report) -> str:
     )
 
 
-def _query(query: Query) -> str:
-    return (
-        f"<h4>by ITC</h4>{_hits(query.by_itc, moved=False)}"
-        f"<h4>after re-ranking by ITM</h4>{_hits(query.by_itm, moved=True)}"
-    )
-
-
-def _hits(hits: list[Hit], moved: bool) -> str:
-    items = ""
-    for hit in hits:
-        came = f"<br>from {hit.place}" if moved else ""
-        facts = f"<small>{hit.itc:.2f} · {hit.match:.0%}{came}</small>"
-        items += f"<li>{_img(hit.picture, hit.name)}{escape(hit.name)}<br>{facts}</li>"
-    return f'<ol class="hits">{items}</ol>'
-
-
 def _maps(maps: list[WordMaps]) -> str:
     blocks = ""
     for found in maps:
         text, match, _ = found.texts[0]
         of = "" if found.name == text else f' <span class="wrong">on a picture of “{escape(found.name)}”</span>'
-        items = f"<li>{_img(found.picture, found.name)}the picture</li>" + "".join(
-            f"<li>{_img(heat(found.picture, values), f'heat map of {words}')}{escape(words)} "
+        items = f"<li>{img(found.picture, found.name)}the picture</li>" + "".join(
+            f"<li>{img(heat(found.picture, values), f'heat map of {words}')}{escape(words)} "
             f"<small>{share:.0%}</small></li>"
             for words, share, values in found.texts
         )
@@ -236,18 +203,14 @@ def _lesson(lesson: Lesson) -> str:
         f'<li class="{kind}">{escape(text)} <small>{share:.0%}</small></li>' for text, share, kind in lesson.teacher
     )
     return (
-        f'<div class="card">{_img(lesson.picture, lesson.captions[0])}<div><p>label: <b>{escape(lesson.label)}</b></p>'
+        f'<div class="card">{img(lesson.picture, lesson.captions[0])}<div><p>label: <b>{escape(lesson.label)}</b></p>'
         f'<p class="soft">teacher:</p><ol>{guesses}</ol></div></div>'
     )
 
 
 def _missed(report: Report) -> str:
     share = report.missed_count / max(report.pictures, 1)
-    cards = "".join(
-        f'<div class="card">{_img(miss.picture, miss.name)}<div><p><b>{escape(miss.name)}</b></p>'
-        f'<p class="soft">place {miss.place:,} by ITC; found instead:</p>{_hits(miss.instead, moved=True)}</div></div>'
-        for miss in report.missed
-    )
+    cards = "".join(map(_miss, report.missed))
     return (
         f"<p>For {report.missed_count:,} of {report.pictures:,} names ({share:.0%}) the shipped model doesn't have the "
         f"picture among the first ten after re-ranking. {len(report.missed)} of them, drawn by chance. A mild miss "
@@ -256,17 +219,8 @@ def _missed(report: Report) -> str:
     )
 
 
-def _img(picture: Image.Image, alt: str) -> str:
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, "WEBP", quality=80)
-    data = base64.b64encode(file.getvalue()).decode()
-    width, height = picture.size
-    return f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}">'
-
-
-def _page(title: str, lead: str, sections: list[tuple[str, str, str]]) -> str:
-    links = "".join(f'<a href="#{key}">{escape(head)}</a>' for key, head, _ in sections)
-    bodies = "\n".join(f'<section id="{key}"><h2>{escape(head)}</h2>{body}</section>' for key, head, body in sections)
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        title=escape(title), lead=lead, nav=f'<nav aria-label="sections">{links}</nav>', sections=bodies, footer=FOOTER
+def _miss(miss: Miss) -> str:
+    return (
+        f'<div class="card">{img(miss.picture, miss.name)}<div><p><b>{escape(miss.name)}</b></p><p class="soft">'
+        f"place {miss.place:,} by ITC; found instead:</p>{hit_row(miss.instead, moved=True)}</div></div>"
     )

@@ -19,7 +19,6 @@ from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.config import AlbefConfig
 from albef.objectives.classify import ClassifyObjective
 from albef.tasks.finetune import FineTune, gather_results, in_batches
-from albef.tasks.learner import start_teacher
 
 
 class Classification(FineTune):
@@ -30,14 +29,13 @@ class Classification(FineTune):
     def make(self, config: AlbefConfig) -> AlbefForClassification | AlbefForPairs:
         return AlbefForClassification(config, self.recipe.data.labels)
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> ClassifyObjective:
+    def teach(self, model: Any) -> ClassifyObjective:
         options = self.recipe.objective
-        made = ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
-        if made.teacher is not None:
-            start_teacher(made.teacher.model, teacher)
-        return made
+        return ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
 
     def encoder(self) -> Encode:
+        for index in range(len(self.source)):  # a wrong label should end the run before it begins
+            label_index(self.source[index], self.model.labels)
         return partial(encode, self.processor, self.recipe.data.max_tokens, self.model.labels)
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:
@@ -78,15 +76,15 @@ def predict(
     tick: Callable[[int], None] | None = None,
 ) -> dict[str | int, tuple[Example, Tensor]]:
     """Every readable example with the probabilities of the classes [C], by key."""
-    found: dict[str | int, tuple[Example, Tensor]] = {}
+    found: list[tuple[str | int, tuple[Example, Tensor]]] = []
     for examples, pixels in in_batches(source, processor, batch_size, tick):
         pixels = pixels.to(model.device)
-        words = processor.texts([example.text for example in examples], processor.max_tokens)
+        words = processor.texts([example.text for example in examples], model.config.max_positions)
         inputs = [words[name].to(model.device) for name in ("input_ids", "attention_mask")]
         if isinstance(model, AlbefForClassification):
             pixels = pixels[:, 0]
         probabilities = model(pixels, *inputs).float().softmax(-1).cpu()
-        found |= {example.key: (example, row) for example, row in zip(examples, probabilities, strict=True)}
+        found += [(example.key, (example, row)) for example, row in zip(examples, probabilities, strict=True)]
     return gather_results(found)
 
 

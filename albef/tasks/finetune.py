@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from albef import distributed
 from albef.data.augment import TrainTransform
-from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_examples
+from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example, read_examples
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
 from albef.tasks.learner import Learner
 
 
@@ -29,7 +30,7 @@ class FineTune(Learner):
         return open_examples(self.kind, paths, data.image_root, data.vg_root)
 
     def probe(self, source: ExampleSource) -> None:
-        read_examples(source, [0], Processor(load_tokenizer("bert"), (8, 8)))
+        read_example(source, 0)
 
     def texts(self) -> Iterator[str]:
         for index in range(len(self.source)):
@@ -61,6 +62,16 @@ def in_batches(
             tick(len(indices))
 
 
-def gather_results(own: dict[Any, Any]) -> dict[Any, Any]:
-    """Results by key of all ranks."""
-    return {key: value for part in distributed.gather_objects(own) for key, value in part.items()}
+def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]:
+    """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
+    rows = [row for part in distributed.gather_objects(list(own)) for row in part]
+    if not rows:
+        raise ValueError("none of the examples could be read; check the paths and image_root")
+    found = dict(rows)
+    if len(found) < len(rows):
+        twice = next(key for key, count in Counter(key for key, _ in rows).items() if count > 1)
+        raise ValueError(
+            f"two examples have the id {twice!r}, and only one could be counted; evaluate the files one by one, or "
+            "give each question or pair an id of its own"
+        )
+    return found

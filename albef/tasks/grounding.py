@@ -30,6 +30,10 @@ class Grounding(Retrieval):
     def open(self, paths: Sequence[str]) -> Any:
         return Phrases(open_examples("phrases", paths, self.recipe.data.image_root))
 
+    def probe(self, source: Any) -> None:
+        super().probe(source)
+        checked_boxes(source.examples[0])
+
     def measure(self, source: Any) -> dict[str, Any]:
         return {mode: evaluate(self.model, self.processor, source.examples, mode) for mode in ("itm", "itc")}
 
@@ -43,7 +47,7 @@ class Grounding(Retrieval):
 
 
 class Phrases:
-    """Examples with phrases as pairs to learn from; phrases of one picture file are not each other's negatives."""
+    """Examples with phrases as pairs to learn from; phrases of one picture are not each other's negatives."""
 
     def __init__(self, examples: ExampleSource) -> None:
         self.examples = examples
@@ -54,7 +58,7 @@ class Phrases:
     def __getitem__(self, index: int) -> Record:
         example = self.examples[index]
         (picture,) = example.pictures
-        name = picture.name if isinstance(picture, Path) else example.name
+        name = str(picture) if isinstance(picture, Path) else example.name
         return Record(example.name, picture, [example.text], name)
 
     def captions(self, index: int) -> list[str]:
@@ -67,11 +71,12 @@ def word_maps(
     """Heat map of every word over the patch grid, [B, L, rows, columns], not negative, 0 at padding.
 
     Attention probabilities of fusion layer `layer` times their clamped gradient towards the ITM logit "matched", mean
-    over heads; by default the third layer, as in the original, or the last of fewer. In the last layer only `[CLS]`
-    reaches the logit, so all other words' maps are 0 there. The mean over L is the official grounding script's map of
-    the whole text. Put the model in evaluation mode first. ValueError for a layer that doesn't exist.
+    over heads; by default the third layer, as in the original, or the last but one of fewer. In the last layer only
+    `[CLS]` reaches the logit, so all other words' maps are 0 there. The mean over L is the official grounding script's
+    map of the whole text. Put the model in evaluation mode first. ValueError for a layer that doesn't exist.
     """
-    layer = _layer(layer, 2, model.config.fusion_layers, "fusion")
+    layers = model.config.fusion_layers
+    layer = _layer(layer, min(2, max(layers - 2, 0)), layers, "fusion")
     with torch.no_grad():
         keys_values = model.fusion_encoder.keys_values(model.encode_image(pixel_values))
         states = model.encode_text(input_ids, attention_mask)
@@ -136,15 +141,14 @@ def evaluate(
     IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and `boxes_SPLIT` by split.
     `without_peak` counts maps without a positive value, for which the largest box is taken.
     """
-    found: dict[Any, dict[str, Any]] = {}
-    for number, (example, heat) in enumerate(_maps(model, processor, source, mode, layer, tick)):
-        found[distributed.rank(), number] = judge(heat, example)
-    rows = list(gather_results(found).values())
+    maps = enumerate(_maps(model, processor, source, mode, layer, tick))
+    judged = [(f"{distributed.rank()}/{number}", judge(heat, example)) for number, (example, heat) in maps]
+    rows = list(gather_results(judged).values())
     figures: dict[str, Any] = {"phrases": len(rows)}
     for name in ("pointing", "free", "boxes"):
-        judged = [row[name] for row in rows if name in row]
-        if judged:
-            figures[name] = 100 * float(np.mean(judged))
+        found = [row[name] for row in rows if name in row]
+        if found:
+            figures[name] = 100 * float(np.mean(found))
     splits = {row["split"] for row in rows if "boxes" in row} - {""}
     for split in sorted(splits):
         figures[f"boxes_{split}"] = 100 * float(np.mean([row["boxes"] for row in rows if row["split"] == split]))
@@ -162,23 +166,23 @@ def _maps(
 ) -> Iterator[tuple[Example, np.ndarray]]:
     """Every readable example with its map in the size of its picture, [height, width]."""
     for examples, pixels in in_batches(source, processor, 32, tick):
-        words = processor.texts([example.text for example in examples])
+        words = processor.texts([example.text for example in examples], model.config.max_positions)
         ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
         maps = text_maps(model, pixels[:, 0].to(model.device), ids, mask, mode, layer)
         for example, heat in zip(examples, maps, strict=True):
-            yield example, boxes.upsample(heat, *(example.size or processor.image_size))
+            assert example.size is not None  # read_example gives it
+            yield example, boxes.upsample(heat, *example.size)
 
 
 def judge(heat: np.ndarray, example: Example) -> dict[str, Any]:
     """Whether a map [height, width] finds what a phrase means: `pointing`, `free`, and `boxes` if it has candidates."""
-    if not example.boxes:
-        raise ValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+    truths = checked_boxes(example)
 
     def right(box: Box) -> bool:
-        return any(boxes.official_iou(box, truth) >= boxes.CORRECT_IOU for truth in example.boxes)
+        return any(boxes.official_iou(box, truth) >= boxes.CORRECT_IOU for truth in truths)
 
     judged = {
-        "pointing": any(boxes.peak_in_box(heat, truth) for truth in example.boxes),
+        "pointing": any(boxes.peak_in_box(heat, truth) for truth in truths),
         "free": right(boxes.box_of_map(heat)),
         "split": example.split,
         "without_peak": not heat.max() > 0,
@@ -186,6 +190,13 @@ def judge(heat: np.ndarray, example: Example) -> dict[str, Any]:
     if example.candidates:
         judged["boxes"] = right(best_box(heat, example.candidates)[0])
     return judged
+
+
+def checked_boxes(example: Example) -> tuple[Box, ...]:
+    """The right boxes. ValueError for a phrase without one."""
+    if not example.boxes:
+        raise ValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+    return example.boxes
 
 
 def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
@@ -197,7 +208,7 @@ def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
 
 
 def _layer(layer: int | None, default: int, layers: int, name: str) -> int:
-    layer = min(default, layers - 1) if layer is None else layer
+    layer = default if layer is None else layer
     if not -layers <= layer < layers:
         raise ValueError(f"layer {layer} doesn't exist; the {name} layers are 0 to {layers - 1}, or -{layers} to -1")
     return layer

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,18 @@ from albef.data.processor import Processor, load_tokenizer, train_tokenizer
 from albef.engine.optim import ramp
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
-from albef.models.hub import load_config
+from albef.models.hub import load_config, load_training
 from albef.models.start import load_start
 from albef.recipe import Recipe
 
 M = TypeVar("M", bound=Backbone)
+
+
+class Memory(NamedTuple):
+    """The states of a teacher and of queues that were saved with the model a run starts from; None without them."""
+
+    teacher: dict[str, Tensor] | None = None
+    queue: dict[str, Tensor] | None = None
 
 
 class Learner:
@@ -49,11 +56,13 @@ class Learner:
         self.validation = self.open(data.validation) if data.validation else None
         if self.validation is not None:
             self.probe(self.validation)
-        self.model, self.processor, teacher = start_model(self.make, recipe, folder, self.texts)
+        self.model, self.processor, memory = start_model(self.make, recipe, folder, self.texts)
         self.cached = self._keep_in_memory() if data.augment == "affine" else None
         self.pairs = len(self.source if self.cached is None else self.cached)
         self.model.gradient_checkpointing(recipe.gradient_checkpointing)
-        self.objective = self.teach(self.model, teacher)
+        self.objective = self.teach(self.model)
+        if memory is not None:
+            say(self.remember(memory))
         if recipe.compile:
             compile_blocks(self.objective)
         self.augment = BatchAugment(self.model.config.image_size, data.zoom, data.shift, data.angle, data.colour)
@@ -82,9 +91,27 @@ class Learner:
         """A new model."""
         raise NotImplementedError
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> Any:
-        """The objective, whose teacher begins with the weights `teacher` if there are any."""
+    def teach(self, model: Any) -> Any:
+        """The objective; its teacher is a copy of the model."""
         raise NotImplementedError
+
+    def remember(self, memory: Memory) -> list[str]:
+        """Gives the objective the teacher and queues that were saved with its start; a report in words.
+
+        Queues only fit those of their own size.
+        """
+        report = []
+        teacher, queue = getattr(self.objective, "teacher", None), getattr(self.objective, "queue", None)
+        if teacher is not None and memory.teacher is not None:
+            teacher.model.load_state_dict(memory.teacher)
+        if teacher is not None:
+            report.append(f"teacher: {'a copy of the model' if memory.teacher is None else 'its own weights'}")
+        size = len(memory.queue["image_queue"]) if memory.queue is not None else 0
+        if queue is not None and size == len(queue.image_queue):
+            queue.load_state_dict(memory.queue)
+        if queue is not None:
+            report.append(f"queues: {'taken over' if size == len(queue.image_queue) else 'new'}")
+        return report
 
     def measure(self, source: Any) -> dict[str, Any]:
         """The task's figures on a source."""
@@ -153,8 +180,8 @@ def check_batch(recipe: Recipe) -> None:
 
 def start_model(
     make: Callable[..., M], recipe: Recipe, folder: Path, texts: Callable[[], Iterator[str]]
-) -> tuple[M, Processor, dict[str, Tensor] | None]:
-    """The model a run begins with, its processor, and the teacher's weights if there are any to begin with.
+) -> tuple[M, Processor, Memory | None]:
+    """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
 
     `make(config)` builds the model. A run that goes on takes sizes and words from its own folder, so that what it began
     with isn't needed any more; otherwise from `recipe.init`, at this recipe's image size; otherwise the model is new,
@@ -168,9 +195,10 @@ def start_model(
         config = AlbefConfig.from_dict(load_config(begin)).at_size(recipe.model.image_size)
         model = make(config)
         report, teacher = load_start(model, begin)
-        if not goes_on and distributed.rank() == 0:
-            print(f"start: {begin}", *(f"  {line}" for line in report), sep="\n", file=sys.stderr)
-        return model, replace(Processor.from_pretrained(begin), image_size=config.image_size), teacher
+        if not goes_on:
+            say([f"start: {begin}", *report])
+        processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
+        return model, processor, None if goes_on else Memory(teacher, load_training(begin)[1])
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = make(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
@@ -178,10 +206,10 @@ def start_model(
     return model, Processor(tokenizer, size, max_words=data.max_words, max_tokens=data.max_tokens), None
 
 
-def start_teacher(teacher: nn.Module, weights: dict[str, Tensor] | None) -> None:
-    """Gives a teacher the weights it had before, if they are known; else it stays a copy of the student."""
-    if weights is not None:
-        teacher.load_state_dict(weights)
+def say(lines: Sequence[str]) -> None:
+    """What a run begins with, on the first rank's screen."""
+    if lines and distributed.rank() == 0:
+        print(*lines, sep="\n", file=sys.stderr)
 
 
 def compile_blocks(objective: Any) -> None:

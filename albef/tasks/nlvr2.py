@@ -13,8 +13,9 @@ from albef.metrics.classification import accuracy
 from albef.metrics.nlvr2 import nlvr2_consistency
 from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
-from albef.objectives.classify import AssignObjective, ClassifyObjective
+from albef.objectives.classify import AssignObjective
 from albef.tasks.classification import Classification, label_index, predict
+from albef.tasks.learner import Memory
 from albef.tasks.pretrain import Pretrain
 
 
@@ -29,11 +30,13 @@ class Nlvr2(Classification):
     def make(self, config: AlbefConfig) -> AlbefForPairs:
         return AlbefForPairs(config)
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> ClassifyObjective:
-        made = super().teach(model, teacher)
-        if self.recipe.objective.official and made.teacher is not None:
-            made.teacher.copy(self.make(model.config))
-        return made
+    def remember(self, memory: Memory) -> list[str]:
+        if not self.recipe.objective.official or self.objective.teacher is None:
+            return super().remember(memory)
+        before = self.make(self.model.config)
+        before.cls_head.load_state_dict(self.model.cls_head.state_dict())  # that has no other start
+        self.objective.teacher.copy(before)
+        return ["teacher: as it was before the start was loaded"]
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:
         return evaluate(self.model, self.processor, source)
@@ -49,8 +52,8 @@ class TextAssignment(Pretrain):
     def make(self, config: AlbefConfig) -> AlbefForTextAssignment:
         return AlbefForTextAssignment(config)
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> AssignObjective:
-        return AssignObjective(model)
+    def teach(self, model: Any) -> AssignObjective:
+        return AssignObjective(model, self.recipe.objective.official)
 
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
         return objective(batch)

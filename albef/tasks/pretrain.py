@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,18 +16,18 @@ from albef.models.config import AlbefConfig
 from albef.models.flops import pretraining_flops
 from albef.objectives.pretrain import PretrainObjective
 from albef.tasks import ranking
-from albef.tasks.learner import Learner, start_teacher
+from albef.tasks.learner import Learner
 
 
 class Pretrain(Learner):
     """Image-text pre-training on the pairs of `recipe.data.train`."""
 
     def make(self, config: AlbefConfig) -> Any:
-        model = AlbefModel(config)
+        model = AlbefModel(replace(config, mlm_head=True))
         model.temp.data.fill_(self.recipe.objective.temp)
         return model
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> Any:
+    def teach(self, model: Any) -> Any:
         options = self.recipe.objective
         made = PretrainObjective(
             model,
@@ -39,7 +40,6 @@ class Pretrain(Learner):
             itc=options.itc,
             official=options.official,
         )
-        start_teacher(made.teacher.model, teacher)
         self.find_unused_parameters = options.align_first > 0 or not options.itc
         return made
 

@@ -18,15 +18,14 @@ from torch import Tensor
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
+from albef.files import ANSWERS
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
 from albef.models.config import AlbefConfig
 from albef.objectives.answer import AnswerObjective
 from albef.tasks.finetune import FineTune, gather_results, in_batches
-from albef.tasks.learner import start_teacher
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
-ANSWERS = "answers.json"
 
 
 class Vqa(FineTune):
@@ -37,16 +36,24 @@ class Vqa(FineTune):
     def make(self, config: AlbefConfig) -> AlbefForAnswering:
         return AlbefForAnswering(config)
 
-    def teach(self, model: Any, teacher: dict[str, Tensor] | None) -> AnswerObjective:
+    def teach(self, model: Any) -> AnswerObjective:
         options = self.recipe.objective
         made = AnswerObjective(model, options.momentum, options.alpha > 0, options.official)
-        if made.teacher is not None:
-            start_teacher(made.teacher.model, teacher)
         given = self.recipe.data.answers
         self.answers = read_answers(given) if given else answer_list(self.source)
         return made
 
+    def probe(self, source: ExampleSource) -> None:
+        super().probe(source)
+        if not any(source[index].answers for index in range(len(source))):
+            raise ValueError(
+                "data.validation: none of its questions has an answer to be measured by; leave it out, and have them "
+                "answered afterwards by `albef evaluate --results`"
+            )
+
     def encoder(self) -> Encode:
+        for index in range(len(self.source)):  # an unanswerable question should end the run before it begins
+            check_question(self.source[index])
         return partial(encode, self.processor, self.recipe.data.max_tokens)
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:
@@ -76,13 +83,16 @@ def encode(processor: Processor, max_tokens: int, examples: Sequence[Example]) -
     }
 
 
-def answer_weights(example: Example) -> dict[str, float]:
-    """Distinct answers of a question in their order, each with the share of people who gave it (spec §3.2).
-
-    ValueError for a question that nobody answered.
-    """
+def check_question(example: Example) -> None:
+    """ValueError for a question without a word, or that nobody answered: there is nothing to learn from it."""
+    if not clean_question(example.text, TRAIN_WORDS).strip():
+        raise ValueError(f"{example.name}: the question {example.text!r} has no word in it; leave it out")
     if not example.answers:
         raise ValueError(f"{example.name}: the question {example.text!r} has no answer to learn from; leave it out")
+
+
+def answer_weights(example: Example) -> dict[str, float]:
+    """Distinct answers of a question in their order, each with the share of people who gave it (spec §3.2)."""
     counts = Counter(example.answers)
     return {answer: example.weight * count / len(example.answers) for answer, count in counts.items()}
 
@@ -152,20 +162,20 @@ def rank_answers(
     starts, candidates = first.float().log_softmax(-1)[:, answer_ids[:, 1]].topk(k)  # [B, k] each
     likelihoods = torch.cat(
         [
-            _likelihoods(model, answer_ids[own], answer_mask[own], keys_values[rows], mask[rows]).view(-1, k)
+            _likelihoods(model, answer_ids[own], answer_mask[own], keys_values[rows], mask[rows])
             for rows, own in _rows(candidates)
         ]
-    )
+    ).view(-1, k)
     scores = likelihoods + starts if official else likelihoods
     probabilities, order = scores.softmax(-1).sort(descending=True, stable=True)
     return candidates.gather(1, order), probabilities
 
 
 def _rows(candidates: Tensor, most: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Questions and answers of the pairs to score, some questions with all their candidates [B, k] at a time."""
-    some = max(1, most // candidates.shape[1])
-    for rows in torch.arange(len(candidates), device=candidates.device).split(some):
-        yield rows.repeat_interleave(candidates.shape[1]), candidates[rows].flatten()
+    """Questions and answers of the pairs to score, row by row of the candidates [B, k], at most so many at a time."""
+    count = candidates.shape[1]
+    rows = torch.arange(len(candidates), device=candidates.device).repeat_interleave(count)
+    yield from zip(rows.split(most), candidates.flatten().split(most), strict=True)
 
 
 def _likelihoods(model: AlbefForAnswering, ids: Tensor, mask: Tensor, keys_values: Tensor, seen: Tensor) -> Tensor:
@@ -188,7 +198,9 @@ def generate(
     beams: int = 3,
     max_tokens: int = 10,
 ) -> tuple[Tensor, Tensor]:
-    """Answers written word by word: ids [B, beams, n] that end in `[SEP]`, likeliest first, and log-likelihoods.
+    """Answers written word by word, likeliest first: ids [B, beams, n] and log-likelihoods [B, beams].
+
+    An answer ends with `[SEP]`, or is cut after `max_tokens`.
 
     Beam search, greedy with one beam; keys and values of the words so far are kept, not computed again.
     """
@@ -223,29 +235,32 @@ def evaluate(
     source: ExampleSource,
     answers: Sequence[str],
     k: int = 128,
+    official: bool = False,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str | int, dict[str, str]]]:
     """Figures, and what was answered: `{question_id: {"ranked": .., "generated": ..}}`, each question once.
 
     `ranked` and `generated` are accuracies in percent by the official rule of 2021, over questions with known answers.
+    `k` and `official` are those of `rank_answers`.
     """
     answers = checked_answers(answers)
     listed = processor.answers(answers)
     ids, mask = (listed[name].to(model.device) for name in ("input_ids", "attention_mask"))
-    given: dict[str | int, dict[str, str]] = {}
-    truth: dict[str | int, tuple[str, ...]] = {}
+    rows: list[tuple[str | int, tuple[dict[str, str], tuple[str, ...]]]] = []
     for examples, pixels in in_batches(source, processor, batch_size, tick):
-        words = questions(processor, [e.text for e in examples], TEST_WORDS, processor.max_tokens)
+        texts = [clean_question(example.text, TEST_WORDS) for example in examples]
+        words = processor.texts(texts, model.config.max_positions, clean=False)
         seen = words["attention_mask"].to(model.device)
         states = model.read(pixels[:, 0].to(model.device), words["input_ids"].to(model.device), seen)
-        ranked = rank_answers(model, states, seen, ids, mask, k)[0][:, 0].tolist()
+        ranked = rank_answers(model, states, seen, ids, mask, k, official)[0][:, 0].tolist()
         written = generate(model, states, seen, processor.cls_id, processor.sep_id)[0][:, 0].tolist()
         for example, best, pieces in zip(examples, ranked, written, strict=True):
-            given[example.key] = {"ranked": answers[best], "generated": processor.words(pieces)}
-            truth[example.key] = example.answers
-    given, truth = gather_results(given), gather_results(truth)
-    known = {key: own for key, own in truth.items() if own}
+            both = {"ranked": answers[best], "generated": processor.words(pieces)}
+            rows.append((example.key, (both, example.answers)))
+    found = gather_results(rows)
+    given = {key: both for key, (both, _) in found.items()}
+    known = {key: truth for key, (_, truth) in found.items() if truth}
     figures: dict[str, Any] = {"questions": len(given)}
     if known:
         for way in ("ranked", "generated"):

@@ -1,0 +1,246 @@
+"""What the pages of the tasks show: figures on the test part of the generated world, and examples of it."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from albef import api, report
+from albef.data import world
+from albef.data.examples import Example, ExampleSource, Kind, open_examples
+from albef.data.pictures import open_picture
+from albef.data.progress import with_bar
+from albef.demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef.demo.style import Unseen, recall_rows
+from albef.engine import checkpoint
+from albef.engine.log import clock
+from albef.metrics import boxes
+from albef.recipe import Recipe
+from albef.report.chart import Chart
+from albef.report.tasks import Block, Found, Judged, Named, Pointed, Spot
+from albef.tasks import classification, grounding, nlvr2, ranking, vqa
+
+TEST = ("world:test",)
+DRAW = 1  # seed of the draw
+SHOWN, MORE_WRONG, LOOKED_AT = 12, 4, 200
+WITHOUT_ASSIGNMENT = "nlvr2-direct"
+Runs = Sequence[tuple[Recipe, Path]]
+Made = TypeVar("Made", Found, Judged, Pointed)
+
+
+def retrieval_page(runs: Runs) -> report.TaskPage:
+    recipe, folder = runs[-1]
+    unseen = Unseen.load(folder / "model", TEST, recipe.k_test)
+    scores, count = unseen.scores(), len(unseen.names)
+    figures = {name: ranking.recalls(*both, unseen.gallery.image_of_text) for name, both in scores.items()}
+    itm = scores["itm"][1]  # [T, I]
+
+    def found(index: int) -> Found:
+        name = unseen.names[index]
+        place = int((itm[index] > itm[index, index]).sum()) + 1
+        listed = itm[index, index] > ranking.NOT_A_CANDIDATE
+        return Found((unseen.picture(index), name), unseen.find(name, 5), place if listed else None)
+
+    rows, guess = log_rows(folder), 100 / count
+    chart = figure_chart(
+        "Text → picture R@1, %", rows, {"ITC": ("itc", "img_r1"), "ITM": ("itm", "img_r1")}, ("guessing", guess)
+    )
+    return _page(
+        "retrieval", runs, f"R@1 {figures['itm']['img_r1']:.1f} % of {count} pictures (guessing {guess:.1f} %)",
+        [chart, *_losses(runs)], recall_rows(count, {"this run": figures}), _draw(count, found),
+    )  # fmt: skip
+
+
+def vqa_page(runs: Runs) -> report.TaskPage:
+    recipe, folder = runs[-1]
+    one, source = _opened(folder, "vqa")
+    measure = partial(vqa.evaluate, one.model, one.processor, source, one.answers, recipe.k_test)
+    figures = with_bar("answering", len(source), lambda tick: measure(tick=tick))[0]
+    answers = Counter(answer for index in range(len(source)) for answer in source[index].answers)
+    guess = 100 * answers.most_common(1)[0][1] / len(source)
+
+    def answered(index: int) -> Judged:
+        example = source[index]
+        ranked = [(found.text, found.probability) for found in one.answer(example.pictures[0], example.text, 3)]
+        written = one.answer(example.pictures[0], example.text, 1, free=True)[0].text
+        (truth,) = example.answers
+        return Judged(_pictures(example), example.text, ranked, truth, ranked[0][0] == truth, written)
+
+    chart = figure_chart(
+        "Accuracy, %", log_rows(folder), {"ranked": ("ranked",), "written": ("generated",)}, ("commonest", guess)
+    )
+    table = {"guessing": guess, "ranked": figures["ranked"], "written freely": figures["generated"]}
+    return _page(
+        "vqa", runs, f"accuracy {figures['ranked']:.1f} % ranked, {figures['generated']:.1f} % written freely "
+        f"(guessing {guess:.1f} %)",
+        [chart, *_losses(runs)], {name: {"accuracy": value} for name, value in table.items()},
+        _draw(len(source), answered),
+    )  # fmt: skip
+
+
+def entailment_page(runs: Runs) -> report.TaskPage:
+    _, folder = runs[-1]
+    one, source = _opened(folder, "classification")
+    figures = _judging(classification.evaluate, one, source)
+    guess = 100 / len(one.model.labels)
+    chart = figure_chart("Accuracy, %", log_rows(folder), {"accuracy": ("accuracy",)}, ("guessing", guess))
+    return _page(
+        "entailment", runs, f"accuracy {figures['accuracy']:.1f} % (guessing {guess:.1f} %)", [chart, *_losses(runs)],
+        {"guessing": {"accuracy": guess}, "this run": {"accuracy": figures["accuracy"]}},
+        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.entails(e.pictures[0], e.text))),
+    )  # fmt: skip
+
+
+def nlvr2_page(runs: Runs) -> report.TaskPage:
+    _, folder = runs[-1]
+    one, source = _opened(folder, "pairs")
+    after = _judging(nlvr2.evaluate, one, source)
+    rows = {"guessing": {"accuracy": 50.0, "consistency": 100 / 2**4}, "after text assignment": after}
+    other = folder.parent / WITHOUT_ASSIGNMENT
+    if (other / checkpoint.NAME).is_file():
+        rows["without text assignment"] = _judging(nlvr2.evaluate, _opened(other, "pairs")[0], source)
+    paths = {"accuracy": ("accuracy",), "consistency": ("consistency",)}
+    chart = figure_chart("Accuracy and consistency, %", log_rows(folder), paths, ("guessing", 50.0))
+    kept = {name: {key: own[key] for key in ("accuracy", "consistency")} for name, own in rows.items()}
+    return _page(
+        "nlvr2", runs,
+        f"accuracy {after['accuracy']:.1f} %, consistency {after['consistency']:.1f} % (guessing 50 and 6.3 %)",
+        [chart, *_losses(runs)], kept,
+        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.compare(*e.pictures, e.text))),
+        _assignment_note(runs, other),
+    )  # fmt: skip
+
+
+def _assignment_note(runs: Runs, other: Path) -> str:
+    """What the row without text assignment is, or how to get one."""
+    if (other / checkpoint.NAME).is_file():
+        return (
+            f"Without text assignment: the run in {other}, trained for {_length(other)}. Text assignment took its own "
+            "time besides, and there is one run of each: small differences mean nothing."
+        )
+    recipe = runs[-1][0]
+    return (
+        "What does text assignment bring? For a run without it: albef train world-nlvr2 --max-seconds "
+        f"{recipe.max_seconds:g} --seed {recipe.seed} --out {other}; then run the demo again."
+    )
+
+
+def grounding_page(runs: Runs) -> report.TaskPage:
+    _, folder = runs[-1]
+    one, source = _opened(folder, "phrases")
+    measured = {mode: _measure_maps(one, source, mode) for mode in ("itm", "itc")}
+    guess = _blind(source)
+    keys = ("pointing", "boxes", "free")
+    rows = {f"by {mode.upper()}": {key: own[key] for key in keys} for mode, own in measured.items()}
+    paths = {mode.upper(): (mode, "pointing") for mode in ("itm", "itc")}
+    chart = figure_chart("Pointing, %", log_rows(folder), paths, ("guessing", guess["pointing"]))
+    return _page(
+        "grounding", runs,
+        f"pointing {measured['itm']['pointing']:.1f} % by ITM, {measured['itc']['pointing']:.1f} % by ITC "
+        f"(guessing {guess['pointing']:.1f} %)",
+        [chart, *_losses(runs)], {"guessing": guess, **rows},
+        _draw(len(source), lambda index: _pointed(one, source[index])),
+    )  # fmt: skip
+
+
+def _measure_maps(one: Any, source: ExampleSource, mode: grounding.Mode) -> dict[str, Any]:
+    measure = partial(grounding.evaluate, one.model, one.processor, source, mode)
+    return with_bar(f"heat maps by {mode.upper()}", len(source), lambda tick: measure(tick=tick))
+
+
+def _blind(source: ExampleSource) -> dict[str, float]:
+    """What a blind finger hits, and a blind choice among the candidates."""
+    examples = [source[index] for index in range(len(source))]
+    shares = [e.boxes[0][2] * e.boxes[0][3] / (world.SIDE * world.SIDE) for e in examples]
+    choices = [1 / len(e.candidates) for e in examples]
+    return {"pointing": 100 * sum(shares) / len(examples), "boxes": 100 * sum(choices) / len(examples)}
+
+
+def _pointed(one: Any, example: Example) -> Pointed:
+    seen = {mode.upper(): one.ground(example.pictures[0], example.text, mode) for mode in ("itm", "itc")}
+    itm, (truth,) = seen["ITM"], example.boxes
+    spots = [_spot(way, region) for way, region in seen.items()]
+    right = boxes.peak_in_box(itm.heat_map, truth)
+    return Pointed(_pictures(example)[0], example.text, truth, spots, list(itm.words.items()), right)
+
+
+def _spot(way: str, region: api.Region) -> Spot:
+    if not region.points:
+        return Spot(way, region.heat_map, None, None)
+    return Spot(way, region.heat_map, boxes.peak(region.heat_map), region.box)
+
+
+def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> Judged:
+    verdict, truth = judge(example), str(example.label)
+    shares = list(verdict.probabilities.items())
+    return Judged(_pictures(example), example.text, shares, truth, verdict.label == truth)
+
+
+def _judging(measure: Any, one: Any, source: ExampleSource) -> dict[str, Any]:
+    return with_bar("judging", len(source), lambda tick: measure(one.model, one.processor, source, tick=tick))
+
+
+def _opened(folder: Path, kind: Kind) -> tuple[Any, ExampleSource]:
+    return api.load(folder / "model"), open_examples(kind, TEST)
+
+
+def _pictures(example: Example) -> list[Named]:
+    """Each picture with what can be said of it."""
+    opened = [open_picture(picture) for picture in example.pictures]
+    if len(opened) == 2:
+        return list(zip(opened, ("the left picture", "the right picture"), strict=True))
+    split, number = example.name.removeprefix(world.PREFIX).split("/")
+    return [(opened[0], world.scene(split, int(number)).captions()[0])]
+
+
+def _draw(count: int, make: Callable[[int], Made]) -> tuple[list[Made], list[Made], int]:
+    """Examples drawn by chance, the next ones that are wrong, and how many were looked at."""
+    order = random.Random(DRAW).sample(range(count), min(count, LOOKED_AT))
+    drawn = [make(index) for index in order[:SHOWN]]
+    wrong: list[Made] = []
+    looked = len(drawn)
+    while looked < len(order) and len(wrong) < MORE_WRONG:
+        block = make(order[looked])
+        looked += 1
+        wrong += [] if block.right else [block]
+    return drawn, wrong, looked
+
+
+def _losses(runs: Runs) -> list[Chart]:
+    """A chart of every loss, run after run."""
+    charts = []
+    for recipe, folder in runs:
+        rows, costs = log_rows(folder), guessing_costs(recipe)
+        names = [name for name in ("assign", "classify", "answer", "itc", "itm") if any(name in row for row in rows)]
+        charts += [loss_chart(rows, name, costs.get(name)) for name in names]
+    return charts
+
+
+def _page(
+    key: str, runs: Runs, line: str, charts: list[Chart], figures: dict[str, dict[str, float]],
+    shown: tuple[Sequence[Block], Sequence[Block], int], note: str = "",
+) -> report.TaskPage:  # fmt: skip
+    lengths = ", then for ".join(_length(folder) for _, folder in runs)
+    run = (
+        f"Trained for {lengths}, from a small model that knows this world; one run, one seed ({runs[-1][0].seed}). "
+        "Figures and examples are of the test part, which no training saw."
+    )
+    return report.TaskPage(key, run, line, charts, figures, *shown, note)
+
+
+def _length(folder: Path) -> str:
+    state = checkpoint.load(folder) or {"step": 0, "seconds": 0.0}
+    return f"{state['step']:,} steps in {clock(state['seconds'])}"
+
+
+PAGES: dict[str, Callable[[Runs], report.TaskPage]] = {
+    "retrieval": retrieval_page,
+    "vqa": vqa_page,
+    "entailment": entailment_page,
+    "nlvr2": nlvr2_page,
+    "grounding": grounding_page,
+}

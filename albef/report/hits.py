@@ -1,0 +1,48 @@
+"""Pictures that a text finds, before and after re-ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from PIL import Image
+
+from albef.report.parts import img
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found: its cosine (ITC), its place by it (from 1), the probability of a match (ITM)."""
+
+    picture: Image.Image
+    name: str
+    itc: float
+    place: int
+    match: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a text finds: the first pictures by ITC, and the first after ITM re-ranked the shortlist."""
+
+    text: str
+    by_itc: list[Hit]
+    by_itm: list[Hit]
+
+
+def query_rows(query: Query, right: str | None = None) -> str:
+    """The two rows of a query; the picture of the name `right` is marked."""
+    return (
+        f"<h4>by ITC</h4>{hit_row(query.by_itc, moved=False, right=right)}"
+        f"<h4>after re-ranking by ITM</h4>{hit_row(query.by_itm, moved=True, right=right)}"
+    )
+
+
+def hit_row(hits: list[Hit], moved: bool, right: str | None = None) -> str:
+    items = ""
+    for hit in hits:
+        came = f"<br>from {hit.place}" if moved else ""
+        facts = f"<small>{hit.itc:.2f} · {hit.match:.0%}{came}</small>"
+        mark = ' class="found"' if hit.name == right else ""
+        items += f"<li{mark}>{img(hit.picture, hit.name)}{escape(hit.name)}<br>{facts}</li>"
+    return f'<ol class="hits">{items}</ol>'

@@ -1,0 +1,344 @@
+"""One picture, one line: what `albef.load` gives, on untrained models of every kind."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import albef
+from albef.api import OnePicture
+from albef.data.broken import BrokenPicture
+from albef.data.processor import Processor, load_tokenizer
+from albef.data.world import scene
+from albef.models.albef import AlbefModel
+from albef.models.answering import AlbefForAnswering
+from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.tasks import classification, grounding, vqa
+from tests.worlds import TINY
+
+KINDS = (AlbefModel, AlbefForAnswering, AlbefForClassification, AlbefForPairs, AlbefForTextAssignment)
+LISTED = ["red", "blue", "two", "yes"]
+
+
+def save(folder, kind, answers=LISTED):
+    processor = Processor(load_tokenizer("albef:world.txt"), TINY.image_size)
+    torch.manual_seed(6)
+    model = kind(replace(TINY, vocab_size=processor.vocab_size))
+    if kind is AlbefForAnswering:
+        with torch.no_grad():
+            model.decoder.words.word_embeddings.weight *= 4  # else it is indifferent
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if kind is AlbefForAnswering and answers is not None:
+        (folder / vqa.ANSWERS).write_text(json.dumps(answers))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """By the name of its class, every kind of model."""
+    folder = tmp_path_factory.mktemp("models")
+    return {kind.__name__: albef.load(save(folder / kind.__name__, kind), device="cpu") for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def answering(loaded):
+    return loaded["AlbefForAnswering"]
+
+
+@pytest.fixture(scope="module")
+def matching(loaded):
+    return loaded["AlbefModel"]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """50 x 30 pixels."""
+    return scene("test", 3).picture().resize((50, 30))
+
+
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+# Pictures
+
+
+def test_all_kinds_of_pictures_are_the_same(matching, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    wanted = matching.match(picture, "a red ring")
+    assert 0 <= wanted.probability <= 1 and -1 <= wanted.cosine <= 1
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), png(picture), io.BytesIO(png(picture))):
+        assert matching.match(source, "a red ring") == wanted
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "I;16", "1", "CMYK"])
+def test_pictures_of_all_modes_can_be_used_and_painted_over(matching, picture, mode):
+    image = picture.convert("L").convert("I").point(lambda v: v * 256).convert(mode) if mode == "I;16" else picture
+    image = image.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(128)
+    region = matching.ground(image, "a red ring")
+    assert region.picture.mode == "RGB" and region.overlay().size == (50, 30)
+    if mode != "CMYK":  # which PNG doesn't have
+        same = matching.ground(png(image), "a red ring")
+        assert np.array_equal(np.asarray(region.picture), np.asarray(same.picture))
+        np.testing.assert_allclose(region.heat_map, same.heat_map, atol=1e-7)
+
+
+def test_a_picture_that_lies_on_its_side_is_put_upright(matching, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    file = io.BytesIO()
+    picture.save(file, "PNG", exif=exif)
+    for source in (file.getvalue(), Image.open(file)):
+        region = matching.ground(source, "a red ring")
+        assert region.picture.size == region.overlay().size == (30, 50) and region.heat_map.shape == (50, 30)
+
+
+def test_what_is_no_picture(matching, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    for source, error in (("absent.png", "no such file"), (tmp_path / "text.png", "not a picture"), (b"", "empty")):
+        with pytest.raises(BrokenPicture, match=error):
+            matching.match(source, "a ring")
+    with pytest.raises(TypeError, match="cannot open a int as a picture"):
+        matching.match(7, "a ring")
+
+
+# Answers
+
+
+def test_answers_are_ranked(answering, picture):
+    found = answering.answer(picture, "What colour is the ring?")
+    assert sorted(answer.text for answer in found) == sorted(LISTED)  # of five that were asked for there are four
+    shares = [answer.probability for answer in found]
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-5)
+    assert answering.answer(picture, "what colour is the ring", k=2) == found[:2]
+    assert answering.answer(picture, "what colour is the ring", k=1000) == found
+
+
+def test_answers_are_ranked_by_the_whole_list_whatever_is_shown(answering, picture):
+    """The probabilities are among 128, not among the k that are asked for; and of more than 128 all can be had."""
+    many = [f"{word} {number}" for word in LISTED for number in range(50)]
+    some = answering.answer(picture, "what is it", k=3, answers=many)
+    assert sum(answer.probability for answer in some) < 0.9
+    assert [a.text for a in answering.answer(picture, "what is it", k=128, answers=many)][:3] == [a.text for a in some]
+    assert len(answering.answer(picture, "what is it", k=500, answers=many)) == 200
+
+
+def test_answers_of_ones_own(answering, picture):
+    assert [a.text for a in answering.answer(picture, "what is it", answers=["ring"])] == ["ring"]
+    assert len(answering.answer(picture, "what is it", answers=["ring", "cross", "ring"])) == 2
+    with pytest.raises(ValueError, match=r"the answer list is empty; make one with `albef answers"):
+        answering.answer(picture, "what is it", answers=[])
+
+
+def test_answers_are_written(answering, picture):
+    for k in (1, 3, 6):
+        found = answering.answer(picture, "what is it", k=k, free=True)
+        assert len(found) == k
+        assert all(0 <= answer.probability <= 1 and "[SEP]" not in answer.text for answer in found)
+        shares = [answer.probability for answer in found]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-5
+    model, processor = answering.model, answering.processor
+    words = vqa.questions(processor, ["what is it"], 50, 30)
+    with torch.no_grad():
+        states = model.read(processor.images([picture]), **words)
+    ids, scores = vqa.generate(model, states, words["attention_mask"], processor.cls_id, processor.sep_id, beams=6)
+    assert [answer.text for answer in found] == [processor.words(row) for row in ids[0].tolist()]
+    assert [answer.probability for answer in found] == pytest.approx(scores[0].exp().tolist())
+
+
+def test_a_model_without_a_list_still_writes(picture, tmp_path):
+    model = albef.load(save(tmp_path, AlbefForAnswering, answers=None))
+    assert model.answers == [] and model.answer(picture, "what is it", k=1, free=True)
+    with pytest.raises(ValueError, match="the answer list is empty"):
+        model.answer(picture, "what is it")
+
+
+@pytest.mark.parametrize("question", ["?", "", "...", " "])
+@pytest.mark.parametrize("free", [False, True])
+def test_a_question_without_a_word(answering, picture, question, free):
+    with pytest.raises(ValueError, match="has no word in it; ask something"):
+        answering.answer(picture, question, free=free)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_less_than_one_answer(answering, picture, k):
+    with pytest.raises(ValueError, match=f"k {k}: ask for at least one answer"):
+        answering.answer(picture, "what is it", k=k)
+
+
+# Verdicts
+
+
+def test_entailment(loaded, picture):
+    model = loaded["AlbefForClassification"]
+    found = model.entails(picture, "there is a red ring")
+    assert found.probabilities.keys() == {"contradiction", "neutral", "entailment"}
+    assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert found.label == max(found.probabilities, key=found.probabilities.__getitem__)
+    source = [replace(example, text="there is a red ring") for example in world_examples("classification")]
+    ((_, shares),) = classification.predict(model.model, model.processor, source).values()
+    again = model.entails(source[0].pictures[0], "there is a red ring")
+    assert list(again.probabilities.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+
+
+def world_examples(kind):
+    from albef.data.examples import open_examples
+
+    return [open_examples(kind, ["world:test/1"])[0]]
+
+
+def test_labels_of_ones_own(picture, tmp_path):
+    processor = Processor(load_tokenizer("albef:world.txt"), TINY.image_size)
+    AlbefForClassification(replace(TINY, vocab_size=processor.vocab_size), ["dull", "bright"]).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert albef.load(tmp_path).entails(picture, "a ring").probabilities.keys() == {"dull", "bright"}
+
+
+def test_comparing_two_pictures(loaded, picture):
+    model, other = loaded["AlbefForPairs"], scene("test", 9).picture()
+    found = model.compare(picture, other, "both pictures show a ring")
+    assert found.probabilities.keys() == {"False", "True"} and found.label in ("False", "True")
+    assert model.compare(other, picture, "both pictures show a ring") != found
+    assert model.compare(picture, png(other), "both pictures show a ring") == found
+    ((_, shares),) = classification.predict(model.model, model.processor, world_examples("pairs")).values()
+    (example,) = world_examples("pairs")
+    again = model.compare(*example.pictures, example.text)
+    assert list(again.probabilities.values()) == pytest.approx(shares.tolist(), abs=1e-5)
+
+
+# Regions
+
+
+def test_grounding(matching, picture):
+    region = matching.ground(picture, "the red ring", layer=0)
+    assert region.heat_map.shape == (30, 50) and list(region.words) == ["the", "red", "ring"]
+    assert all(word.shape == (30, 50) for word in region.words.values())
+    x, y, width, height = region.box
+    assert 0 <= x < x + width <= 50 and 0 <= y < y + height <= 30
+    assert region.points == (region.heat_map.max() > 0)
+    assert region.overlay().size == region.overlay("ring").size == (50, 30)
+    assert region.overlay().tobytes() != picture.convert("RGB").tobytes()
+    with pytest.raises(KeyError):
+        region.overlay("square")
+    with torch.no_grad():
+        words = matching.processor.texts(["the red ring"])
+        maps = grounding.text_maps(matching.model, matching.processor.images([picture]), *words.values(), "itm", 0)
+    assert region.heat_map[0, 0] == pytest.approx(float(grounding.boxes.upsample(maps[0], 30, 50)[0, 0]), abs=1e-7)
+
+
+def test_words_of_several_pieces_have_one_map(matching, picture):
+    words = matching.ground(picture, "the red zebra", layer=0).words
+    assert list(words) == ["the", "red", "zebra"]
+
+
+def test_a_word_said_twice_has_the_maps_of_both(matching, picture):
+    found = matching.ground(picture, "red ring red", layer=0)
+    pixels, words = matching.processor.images([picture]), matching.processor.texts(["red ring red"])
+    maps = grounding.word_maps(matching.model, pixels, *words.values(), 0)[0]
+    both = grounding.boxes.upsample(maps[1] + maps[3], 30, 50)
+    assert list(found.words) == ["red", "ring"]
+    np.testing.assert_allclose(found.words["red"], both, atol=1e-7)
+
+
+def test_grounding_by_similarity(matching, picture):
+    region = matching.ground(picture, "the red ring", "itc")
+    assert region.heat_map.shape == (30, 50) and region.words == {} and region.overlay().size == (50, 30)
+    other = matching.ground(picture, "the red ring", "itc", layer=0)
+    assert not np.array_equal(other.heat_map, region.heat_map)
+
+
+def test_the_best_of_given_boxes(matching, picture):
+    heat = matching.ground(picture, "the red ring", "itc").heat_map
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    boxes = [(60, 60, 5, 5), (0, 0, 0, 9), (int(x), int(y), 2, 2)]
+    found = matching.ground(picture, "the red ring", "itc", candidates=boxes)
+    assert found.box == boxes[2] and found.points
+    nowhere = matching.ground(picture, "the red ring", "itc", candidates=boxes[:2])
+    assert nowhere.box == boxes[0] and not nowhere.points and nowhere.overlay().size == (50, 30)
+    with pytest.raises(ValueError, match="neither side negative"):
+        matching.ground(picture, "the red ring", candidates=[(1, 1, -2, 3)])
+
+
+def test_a_map_without_positive_values_says_so(matching, picture, monkeypatch):
+    monkeypatch.setattr(grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
+    region = matching.ground(picture, "the red ring", "itc")
+    assert not region.points and region.box == (0, 0, 50, 30) and region.overlay().size == (50, 30)
+    region = matching.ground(picture, "the red ring", "itc", candidates=[(0, 0, 2, 2), (1, 1, 3, 3)])
+    assert not region.points and region.box == (1, 1, 3, 3)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("itm", "fusion"), ("itc", "image")])
+@pytest.mark.parametrize("layer", [2, -3, 99])
+def test_a_layer_that_does_not_exist(matching, picture, mode, name, layer):
+    with pytest.raises(ValueError, match=f"layer {layer} doesn't exist; the {name} layers are 0 to 1, or -2 to -1"):
+        matching.ground(picture, "the red ring", mode, layer)
+
+
+# The wrong model, no text
+
+
+USES = {
+    "answer": (AlbefForAnswering, "answer questions", "vqa", ("what is it",)),
+    "entails": (AlbefForClassification, "judge a text", "classification", ("a ring",)),
+    "compare": (AlbefForPairs, "compare two pictures", "nlvr2", ("a ring",)),
+    "match": (AlbefModel, "match", "retrieval", ("a ring",)),
+    "ground": (AlbefModel, "ground", "grounding", ("a ring",)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_another_kind_of_model_says_what_to_load(loaded, picture, use):
+    right, what, task, arguments = USES[use]
+    arguments = (picture, *([picture] if use == "compare" else []), *arguments)
+    assert getattr(loaded[right.__name__], use)(*arguments)
+    for name, model in loaded.items():
+        if name != right.__name__:
+            with pytest.raises(
+                TypeError, match=f"is an {name}, which can't {what}: load an {right.__name__}.*`{task}`"
+            ):
+                getattr(model, use)(*arguments)
+
+
+@pytest.mark.parametrize("use", ["entails", "compare", "match", "ground"])
+@pytest.mark.parametrize("text", ["", "  ", "?", "..."])
+def test_no_text(loaded, picture, use, text):
+    pictures = [picture] * (2 if use == "compare" else 1)
+    with pytest.raises(ValueError, match="has no word in it; describe something"):
+        getattr(loaded[USES[use][0].__name__], use)(*pictures, text)
+
+
+def test_a_single_picture_where_a_pair_is_needed(loaded, picture):
+    with pytest.raises(TypeError, match="text"):
+        loaded["AlbefForPairs"].compare(picture, "both show a ring")
+    with pytest.raises(TypeError, match="load an AlbefForClassification"):
+        loaded["AlbefForPairs"].entails(picture, "a ring")
+
+
+# Loading
+
+
+def test_another_size(tmp_path, picture):
+    folder = save(tmp_path, AlbefModel)
+    model = albef.load(folder, image_size=(16, 48))
+    assert model.processor.image_size == model.model.config.image_size == (16, 48)
+    region = model.ground(picture, "the red ring")
+    assert region.heat_map.shape == (30, 50)
+
+
+def test_a_name_that_leads_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no saved model here.*emoji"):
+        albef.load(tmp_path / "absent")
+
+
+def test_a_model_that_comes_along():
+    model = albef.load("emoji")
+    assert isinstance(model, OnePicture) and model.match(scene("test", 0).picture(), "a red apple").probability >= 0

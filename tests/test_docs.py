@@ -1,0 +1,69 @@
+"""What the pages in docs/ show works: Python is run, records are read by their readers, commands are parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from albef import cli
+from albef.data.examples import open_examples
+from albef.data.sources import open_sources
+from tests import test_readme
+
+DOCS = Path(__file__).parents[1] / "docs"
+TASKS, MIGRATE = DOCS / "tasks.md", DOCS / "migrate.md"
+KINDS = ("vqa", "classification", "pairs", "phrases")  # of the records in docs/tasks.md, after retrieval's
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.S | re.M)
+    assert found, f"{page.name} has no block of {language}"
+    return found
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words after `albef` of every command that is written out in full."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"(?:torchrun .*?-m )?albef (.*)", line.partition(" #")[0])
+            if found and "..." not in line:
+                yield shlex.split(found[1])
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_readme, "README", TASKS)
+    test_readme.test_python_blocks_run(tmp_path, monkeypatch)
+    for block in blocks(TASKS, "py"):  # needs a run of one's own
+        compile(block, TASKS.name, "exec")
+
+
+def test_records_are_read(tmp_path: Path) -> None:
+    records = blocks(TASKS, "json")
+    for number, text in enumerate(records):
+        (tmp_path / f"{number}.json").write_text(json.dumps([json.loads(text)]))
+    assert len(open_sources([str(tmp_path / "0.json")])) == 1
+    for number, kind in enumerate(KINDS, 1):
+        example = open_examples(kind, [str(tmp_path / f"{number}.json")])[0]
+        assert example.answers or example.label or (example.boxes and example.candidates and example.size)
+    assert len(records) == 1 + len(KINDS)
+
+
+@pytest.mark.parametrize("page", [TASKS, MIGRATE], ids=["tasks", "migrate"])
+def test_commands_are_understood(page: Path) -> None:
+    for words in commands(page):
+        options, rest = cli._parser().parse_known_args(words)
+        if options.run is cli._train:
+            assert options.resume or cli._resolve(options, rest)
+        else:
+            assert not rest, words
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
