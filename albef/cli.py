@@ -1,4 +1,4 @@
-"""The command line: `albef demo | train | evaluate | convert | recipes`."""
+"""The command line: `albef demo | train | evaluate | ask | ... | convert | recipes`."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(what=name)
         one.add_argument("model", help="folder of a saved model")
         for thing in things:
-            one.add_argument(thing)
+            one.add_argument(thing, help="the text" if thing in ("text", "question") else "path of a picture")
         one.add_argument("--json", action="store_true", help="print JSON")
         if name == "ask":
             one.add_argument("--k", type=int, default=5, help="answers to show (default 5)")

@@ -304,7 +304,7 @@ def grounding() -> Recipe:
     )
 
 
-def _of_world(name: str, task: Task, **changes) -> Recipe:
+def _of_world(name: str, task: Task, lr: float, steps: int) -> Recipe:
     """A task of the generated world, from the model of `world` that comes along."""
     start = world()
     return replace(
@@ -313,11 +313,11 @@ def _of_world(name: str, task: Task, **changes) -> Recipe:
         task=task,
         init="world",
         data=replace(start.data, validation=("world:validation",)),
-        optim=replace(start.optim, lr=7e-4),
+        optim=replace(start.optim, lr=lr),
         objective=replace(start.objective, momentum=0.995, alpha_ramp_steps=1000),
         batch_size=64,
+        steps=steps,
         evaluate_steps=500,
-        **changes,
     )
 
 
@@ -326,7 +326,7 @@ def world_retrieval() -> Recipe:
 
     albef train world-retrieval --out runs/world-retrieval
     """
-    return _of_world("retrieval", "retrieval", steps=500)
+    return _of_world("retrieval", "retrieval", lr=2e-4, steps=500)
 
 
 def world_vqa() -> Recipe:
@@ -334,7 +334,7 @@ def world_vqa() -> Recipe:
 
     albef train world-vqa --out runs/world-vqa
     """
-    return _of_world("vqa", "vqa", steps=6000)
+    return _of_world("vqa", "vqa", lr=7e-4, steps=6000)
 
 
 def world_entailment() -> Recipe:
@@ -342,7 +342,7 @@ def world_entailment() -> Recipe:
 
     albef train world-entailment --out runs/world-entailment
     """
-    return _of_world("entailment", "classification", steps=2500)
+    return _of_world("entailment", "classification", lr=3e-4, steps=2000)
 
 
 def world_assignment() -> Recipe:
@@ -350,7 +350,7 @@ def world_assignment() -> Recipe:
 
     albef train world-assignment --out runs/world-assignment
     """
-    return _of_world("assignment", "text-assignment", steps=1000)
+    return _of_world("assignment", "text-assignment", lr=7e-4, steps=1000)
 
 
 def world_nlvr2() -> Recipe:
@@ -358,7 +358,7 @@ def world_nlvr2() -> Recipe:
 
     albef train world-nlvr2 --init runs/world-assignment/model --out runs/world-nlvr2
     """
-    return _of_world("nlvr2", "nlvr2", steps=2500)
+    return _of_world("nlvr2", "nlvr2", lr=2e-4, steps=2000)
 
 
 def world_grounding() -> Recipe:
@@ -366,7 +366,7 @@ def world_grounding() -> Recipe:
 
     albef train world-grounding --out runs/world-grounding
     """
-    return _of_world("grounding", "grounding", steps=1200)
+    return _of_world("grounding", "grounding", lr=7e-4, steps=1200)
 
 
 def easy_vqa_align() -> Recipe:

@@ -81,11 +81,11 @@ def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, 
 def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Item]:
     """What `read` returns for the indices; where it raises BrokenPicture they are left out, with a warning."""
     found, broken = [], Broken()
-    for index in indices:
-        try:
-            found.append(read(index))
-        except BrokenPicture as error:
-            broken.append((error.name, error.reason))
+    for item in _attempts(read, indices):
+        if isinstance(item, BrokenPicture):
+            broken.append((item.name, item.reason))
+        else:
+            found.append(item)
     if broken:
         warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=3)
     return found
@@ -256,6 +256,11 @@ class CachedSet:
 
 def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenPicture]:
     """What `read` returns for 0 .. count - 1, in order, or the BrokenPicture that it raises; with a bar."""
+    yield from tracked(_attempts(read, range(count)), count, "reading pictures")
+
+
+def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item | BrokenPicture]:
+    """What `read` returns, or the BrokenPicture that it raises, in order; several at a time."""
 
     def attempt(index: int) -> Item | BrokenPicture:
         try:
@@ -264,7 +269,7 @@ def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenP
             return error
 
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from tracked(pool.map(attempt, range(count)), count, "reading pictures")
+        yield from pool.map(attempt, indices)
 
 
 def make_loader(
