@@ -401,6 +401,7 @@ def easy_vqa() -> Recipe:
     """Questions of the package `easy-vqa`: a model of 1.8 M parameters at 64 px. `make easy-vqa` does all of it.
 
     albef train easy-vqa --out runs/easy-vqa
+    Test accuracy after 1,000 steps, one seed: 98.9, ranked and generated; questions alone 67.
     """
     start = easy_vqa_align()
     data = replace(start.data, train=("runs/easy-vqa-data/train.json",), validation=("runs/easy-vqa-data/test.json",))
@@ -410,6 +411,7 @@ def easy_vqa() -> Recipe:
         task="vqa",
         init="runs/easy-vqa-align/model",
         data=data,
+        optim=replace(start.optim, lr=5e-4),
         steps=1500,
         evaluate_steps=500,
     )
