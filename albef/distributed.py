@@ -37,6 +37,8 @@ def session() -> Iterator[torch.device]:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield device
+        if started:
+            dist.barrier()  # a rank that takes leave while others still talk can make gloo abort them
     finally:
         if started:
             dist.destroy_process_group()
