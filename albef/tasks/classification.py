@@ -33,9 +33,10 @@ class Classification(FineTune):
         options = self.recipe.objective
         return ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
 
+    def check(self, example: Example) -> None:
+        label_index(example, self.model.labels)
+
     def encoder(self) -> Encode:
-        for index in range(len(self.source)):  # a wrong label should end the run before it begins
-            label_index(self.source[index], self.model.labels)
         return partial(encode, self.processor, self.recipe.data.max_tokens, self.model.labels)
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:

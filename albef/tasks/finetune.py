@@ -25,6 +25,10 @@ class FineTune(Learner):
         """A function of its own: it is sent to the loader's workers, which need no model."""
         raise NotImplementedError
 
+    def check(self, example: Example) -> None:
+        """ValueError for a truth that can't be learnt from: it should end the run before it begins."""
+        raise NotImplementedError
+
     def open(self, paths: Sequence[str]) -> ExampleSource:
         data = self.recipe.data
         return open_examples(self.kind, paths, data.image_root, data.vg_root)
@@ -39,9 +43,14 @@ class FineTune(Learner):
 
     def in_memory(self) -> CachedExamples:
         size = self.recipe.data.cache_size
-        return CachedExamples(self.source, self.processor, (size, size), self.encoder())
+        cached = CachedExamples(self.source, self.processor, (size, size), self.encoder())
+        for example in cached.examples:
+            self.check(example)
+        return cached
 
     def one_by_one(self, transform: TrainTransform) -> tuple[ExampleSet, ExampleCollate]:
+        for index in range(len(self.source)):
+            self.check(self.source[index])
         return ExampleSet(self.source, self.processor, transform, self.recipe.seed), ExampleCollate(self.encoder())
 
 

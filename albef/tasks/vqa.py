@@ -51,9 +51,10 @@ class Vqa(FineTune):
                 "answered afterwards by `albef evaluate --results`"
             )
 
+    def check(self, example: Example) -> None:
+        check_question(example)
+
     def encoder(self) -> Encode:
-        for index in range(len(self.source)):  # an unanswerable question should end the run before it begins
-            check_question(self.source[index])
         return partial(encode, self.processor, self.recipe.data.max_tokens)
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:
