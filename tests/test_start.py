@@ -114,7 +114,7 @@ def test_teacher_takes_what_is_new_from_the_model(tmp_path, pretrained, labels):
     taught = {name: tensor + 1 for name, tensor in pretrained.items()}
     save_training(tmp_path, taught, None)
     model = AlbefForClassification(TUNED.at_size(24), labels)
-    _, teacher = load_start(model, tmp_path)
+    _, teacher, _ = load_start(model, tmp_path)
     assert teacher is not None
     assert teacher.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
@@ -126,7 +126,7 @@ def test_teacher_takes_what_is_new_from_the_model(tmp_path, pretrained, labels):
 
 def test_start_without_a_teacher(tmp_path):
     AlbefModel(CONFIG).save_pretrained(tmp_path)
-    report, teacher = load_start(AlbefModel(TUNED), tmp_path)
+    report, teacher, _ = load_start(AlbefModel(TUNED), tmp_path)
     assert teacher is None and report[0].startswith("copied")
 
 

@@ -81,20 +81,22 @@ def start_teacher(model: Backbone, state: State, config: AlbefConfig, source: st
     return teacher.state_dict()
 
 
-def load_start(model: Backbone, folder: str | Path) -> tuple[list[str], dict[str, Tensor] | None]:
-    """Starts `model` from a saved one: a report in words, and the state of its teacher if one was saved along.
+def load_start(
+    model: Backbone, folder: str | Path
+) -> tuple[list[str], dict[str, Tensor] | None, dict[str, Tensor] | None]:
+    """Starts `model` from a saved one: a report in words, and the states of its teacher and queues if saved along.
 
     Without one the teacher is to copy the model, once it has started. Errors as `start_from` and `hub.load`.
     """
     values, state = hub.load(folder)
-    teacher, _ = hub.load_training(folder)
+    teacher, queue = hub.load_training(folder)
     config, notes = AlbefConfig.from_dict(values), []
     theirs, ours = values.get("labels"), model.options().get("labels")
     if theirs and ours and theirs != ours:
         notes = [f"dropped: cls_head, whose labels are {', '.join(theirs)} instead of {', '.join(ours)}"]
         state, teacher = _without_head(state), teacher and _without_head(teacher)
     report = start_from(model, state, config, str(folder)) + notes
-    return report, None if teacher is None else start_teacher(model, teacher, config, str(folder))
+    return report, None if teacher is None else start_teacher(model, teacher, config, str(folder)), queue
 
 
 def load_model(folder: str | Path, image_size: int | tuple[int, int] | None = None) -> Backbone:

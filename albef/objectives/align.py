@@ -11,7 +11,13 @@ from torch import Tensor
 
 from albef import distributed
 from albef.models.albef import AlbefModel
-from albef.objectives.losses import contrastive_targets, matching_loss, matching_weights, soft_cross_entropy
+from albef.objectives.losses import (
+    contrastive_targets,
+    draw_negatives,
+    matching_loss,
+    matching_weights,
+    soft_cross_entropy,
+)
 from albef.objectives.momentum import FeatureQueue
 
 Batch = dict[str, Tensor]
@@ -91,6 +97,11 @@ def match(
     fused = model.fuse(text[texts], batch["attention_mask"][texts], keys_values[images], cls_only=True)
     weights = matching_weights(len(rows), torch.cat([image_n, text_n]).flatten())
     return matching_loss(model.match(fused).float(), len(rows), weights, per_rank(weights.sum()))
+
+
+def draw_both(logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Negative images of each text, then negative texts of each image: [B, count] each, -1 where there is none."""
+    return draw_negatives(logits_t2i, same, count), draw_negatives(logits_i2t, same, count)
 
 
 def per_rank(count: Tensor) -> Tensor:

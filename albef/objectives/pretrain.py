@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
-from albef.objectives.align import Batch, Positives, align, encode, match, per_rank
-from albef.objectives.losses import draw_negatives, mask_words, masked_word_loss
+from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, per_rank
+from albef.objectives.losses import mask_words, masked_word_loss
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
@@ -85,10 +85,9 @@ class PretrainObjective(nn.Module):
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, itm_negatives] each, -1 where there is none."""
-        count = self.itm_negatives
         if not self.itc:  # features that nothing aligns say nothing of hardness
             logits_i2t, logits_t2i = torch.zeros_like(logits_i2t), torch.zeros_like(logits_t2i)
-        return draw_negatives(logits_t2i, same, count), draw_negatives(logits_i2t, same, count)
+        return draw_both(logits_i2t, logits_t2i, same, self.itm_negatives)
 
     def mask_words(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Masked ids and labels [B, L]."""

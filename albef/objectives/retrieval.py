@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from albef.models.albef import AlbefModel
-from albef.objectives.align import Batch, Positives, align, encode, match
-from albef.objectives.losses import draw_negatives
+from albef.objectives.align import Batch, Positives, align, draw_both, encode, match
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
@@ -52,6 +51,4 @@ class RetrievalObjective(nn.Module):
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, n] each, -1 where there is none."""
-        return draw_negatives(logits_t2i, same, self.itm_negatives), draw_negatives(
-            logits_i2t, same, self.itm_negatives
-        )
+        return draw_both(logits_i2t, logits_t2i, same, self.itm_negatives)

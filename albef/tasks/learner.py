@@ -21,7 +21,7 @@ from albef.data.processor import Processor, load_tokenizer, train_tokenizer
 from albef.engine.optim import ramp
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
-from albef.models.hub import load_config, load_training
+from albef.models.hub import load_config
 from albef.models.start import load_start
 from albef.recipe import Recipe
 
@@ -194,11 +194,11 @@ def start_model(
     if begin:
         config = AlbefConfig.from_dict(load_config(begin)).at_size(recipe.model.image_size)
         model = make(config)
-        report, teacher = load_start(model, begin)
+        report, *memory = load_start(model, begin)
         if not goes_on:
             say([f"start: {begin}", *report])
         processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
-        return model, processor, None if goes_on else Memory(teacher, load_training(begin)[1])
+        return model, processor, None if goes_on else Memory(*memory)
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = make(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
