@@ -22,8 +22,10 @@ def main() -> None:
 def part(gallery: ranking.Gallery, size: int) -> ranking.Gallery:
     """A random part of a gallery with one text for each picture."""
     rows = torch.randperm(len(gallery.z_image))[:size]
-    fields = (gallery.image_tokens, gallery.z_image, gallery.text_states, gallery.text_mask, gallery.z_text)
-    return ranking.Gallery(*(field[rows] for field in fields), torch.arange(size))
+    tokens = [gallery.image_tokens[row] for row in rows.tolist()]
+    states, _ = gallery.texts.some(rows)
+    texts = ranking.Texts(states, gallery.texts.mask[rows])
+    return ranking.Gallery(tokens, gallery.z_image[rows], texts, gallery.z_text[rows], torch.arange(size))
 
 
 def show(name: str, found: list[dict[str, dict[str, float]]]) -> None:

@@ -53,7 +53,7 @@ def test_recalls_by_hand():
 
 
 def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source, gallery):
-    scores = ranking.two_stage_scores(model, gallery, k=3)
+    scores = dict(ranking.two_stage_scores(model, gallery, k=3))
     words = processor.texts([caption for index in range(len(source)) for caption in source[index].captions])
     pixels = processor.images([source[index].picture for index in range(len(source))])
     to_text, to_image = scores["itm"]
@@ -69,14 +69,14 @@ def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source,
 
 
 def test_the_shortlist_is_the_highest_cosines(model, gallery):
-    scores = ranking.two_stage_scores(model, gallery, k=4)
+    scores = dict(ranking.two_stage_scores(model, gallery, k=4))
     cosines, _ = scores["itc"]
     for row, candidates in zip(cosines, scores["itm"][0] > -100, strict=True):
         assert row[candidates].min() >= row[~candidates].max()
 
 
 def test_sum_adds_the_cosine(model, gallery):
-    scores = ranking.two_stage_scores(model, gallery, k=4)
+    scores = dict(ranking.two_stage_scores(model, gallery, k=4))
     candidates = scores["itm"][1] > -100
     torch.testing.assert_close(
         scores["sum"][1][candidates], (scores["itm"][1] + scores["itc"][1])[candidates], atol=1e-5, rtol=1e-5
@@ -84,13 +84,13 @@ def test_sum_adds_the_cosine(model, gallery):
 
 
 def test_k_above_the_gallery_ranks_everything(model, gallery):
-    scores = ranking.two_stage_scores(model, gallery, k=1000)["itm"]
+    scores = dict(ranking.two_stage_scores(model, gallery, k=1000))["itm"]
     assert (scores[0] > -100).all() and (scores[1] > -100).all()
 
 
 def test_ranking_tells_of_every_picture(model, gallery):
     done = []
-    ranking.two_stage_scores(model, gallery, 2, done.append)
+    dict(ranking.two_stage_scores(model, gallery, 2, done.append))
     assert sum(done) == len(gallery.z_image) == 16
 
 

@@ -50,7 +50,7 @@ class Unseen:
         return with_bar(
             "re-ranking with ITM",
             len(self.names),
-            lambda tick: ranking.two_stage_scores(self.model, self.gallery, self.candidates, tick),
+            lambda tick: dict(ranking.two_stage_scores(self.model, self.gallery, self.candidates, tick)),
         )
 
     def picture(self, index: int) -> Image.Image:
@@ -59,11 +59,11 @@ class Unseen:
     @torch.no_grad()
     def find(self, text: str, top: int) -> report.Query:
         """The first `top` pictures for `text` by ITC, and after ITM re-ranked the candidates."""
-        states, mask, z_text = ranking.encode_texts(self.model, self.processor, [text])
+        texts, z_text = ranking.encode_texts(self.model, self.processor, [text])
         cosines, order = (self.gallery.z_image @ z_text[0]).topk(min(max(self.candidates, top), len(self.names)))
-        keys_values = self.model.fusion_encoder.keys_values(self.gallery.image_tokens[order])
-        rows = len(order)
-        logits = self.model.match(self.model.fuse(states.expand(rows, -1, -1), mask.expand(rows, -1), keys_values))
+        tokens = [self.gallery.image_tokens[row] for row in order.tolist()]
+        asked = [torch.tensor([0])] * len(order)
+        logits = torch.cat([logits for _, logits in ranking.match(self.model, tokens, texts, asked)])
         hits = [
             report.Hit(self.picture(index), self.names[index], cosine, place, match)
             for place, (index, cosine, match) in enumerate(

@@ -33,7 +33,7 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
         record = source[index]
         captions.setdefault(record.image_id, []).extend(map(clean_caption, record.captions))
     texts = sorted({text for own in captions.values() for text in own})
-    _, _, z_text = ranking.encode_texts(teacher, processor, texts)
+    _, z_text = ranking.encode_texts(teacher, processor, texts)
     draw = random.Random(recipe.seed)
     indices = draw.sample(range(len(source)), min(SAMPLE, len(source)))
     records, pixels = read_pictures(source, indices, processor)

@@ -40,8 +40,8 @@ class Task(Protocol):
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]: ...
 
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What is done to a batch on the device, in float32, before the objective sees it."""
+    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Takes a batch to the device, and does what is done to it, in float32, before the objective sees it."""
 
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]: ...
 
@@ -135,7 +135,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.broken.add(batch.pop("broken", []), recipe.batch_size // distributed.world_size())
-        batch = self.task.prepare({key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+        batch = self.task.prepare(batch, self.device)
         with autocast(self.device, recipe.precision):
             losses = self.task.losses(self.objective, batch, self.step, self.progress)
         torch.stack(list(losses.values())).sum().backward()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from albef.models.backbone import Backbone, initialise
 from albef.models.bert import FusionEncoder, MlmHead
 from albef.models.config import AlbefConfig
+from albef.models.layout import Layout
 
 
 class AlbefModel(Backbone):
@@ -36,7 +37,7 @@ class AlbefModel(Backbone):
         """Text states -> unit vectors [B, embed_dim]."""
         return F.normalize(self.text_proj(text_states[:, 0]).float(), dim=-1)
 
-    def fuse(self, text_states: Tensor, attention_mask: Tensor, keys_values: Tensor, **options) -> Tensor:
+    def fuse(self, text_states: Tensor, attention_mask: Tensor | Layout, keys_values: Tensor, **options) -> Tensor:
         """Text states read the picture's `fusion_encoder.keys_values` -> fused states [B, L, text_width].
 
         `options` are those of the fusion encoder's forward pass.

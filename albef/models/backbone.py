@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from albef.models import hub
 from albef.models.bert import TextEncoder
 from albef.models.config import AlbefConfig
+from albef.models.layout import Layout
 from albef.models.vit import VisionTransformer, resize_positions
 
 M = TypeVar("M", bound="Backbone")
@@ -29,8 +30,8 @@ class Backbone(nn.Module):
         """Normalised pixels [B, 3, height, width] -> image tokens [B, 1 + N, vision_width]."""
         return self.visual_encoder(pixel_values)
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token ids [B, L] and mask (1 = word) -> text states [B, L, text_width]."""
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | Layout) -> Tensor:
+        """Token ids [B, L] and mask (1 = word) -> text states [B, L, text_width]; packed [N, text_width]."""
         return self.text_encoder(input_ids, attention_mask)
 
     def options(self) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def initialise(model: Backbone) -> None:
     """The original's initialisation, or one that scales with the width if `init_std` is None.
 
     Linears and tables of ViT and BERT are N(0, init_std), biases 0; the patch convolution, the projections and the
-    heads keep PyTorch's default, as in the original. Scaled: linears N(0, 1 / inputs), tables N(0, 1 / width).
+    heads keep PyTorch's default, as in the original. Scaled: linears N(0, 1 / inputs), tables N(0, 1 / width), and
+    image positions the sum of a row's and a column's N(0, 0.25²): about as loud as patches, and telling neighbours.
     """
     std = model.config.init_std
     for name, part in model.named_children():
@@ -95,3 +97,6 @@ def initialise(model: Backbone) -> None:
                 nn.init.normal_(module.weight, std=std or module.embedding_dim**-0.5)
     for table in (model.visual_encoder.cls_token, model.visual_encoder.pos_embed):
         nn.init.normal_(table, std=std or table.shape[-1] ** -0.5)
+    if std is None:
+        row, column = (torch.randn(length, table.shape[-1]) * 0.25 for length in model.config.grid)
+        table[0, 1:] = (row[:, None] + column).flatten(0, 1)

@@ -10,6 +10,7 @@ it is compared with.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from albef.models.attention import attend, merge_heads, split_heads
 from albef.models.config import AlbefConfig
+from albef.models.layout import Layout, Padded, as_layout
 
 
 class BertLayer(nn.Module):
@@ -40,38 +42,66 @@ class BertLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        words: Layout,
         keys_values: tuple[Tensor, Tensor] | None = None,
         record: list[Tensor] | None = None,
         cls_only: bool = False,
+        begun: bool = False,
         seen_mask: Tensor | None = None,
         past: list[Tensor] | None = None,
     ) -> Tensor:
-        """x [B, L, D], mask [B, 1, 1 or L, L] (True = may be read), keys and values of what is seen [B, H, S, d].
+        """x [B, L, D] or, packed, [N, D]; keys and values of what is seen, a row per text or one for all [B, H, S, d].
 
-        With `cls_only` only the first token is carried through: [B, 1, D]. `seen_mask` [B, 1, 1, S] hides some of what
-        is seen. `past` holds the keys and values of earlier words, which x goes on from, and receives those of x.
+        With `cls_only` only the first token of each text is carried through: [B, 1, D]. `begun` leaves out the first
+        half, which was done. `seen_mask` [B, 1, 1, S] hides some of what is seen. `past` holds the keys and values of
+        earlier words, which x goes on from, and receives those of x.
         """
+        if not begun:
+            x = self.read_words(x, words, cls_only, past)
+        elif cls_only:
+            x = words.first(x)
+        return self.read_seen(x, Padded() if cls_only else words, keys_values, record, seen_mask)
+
+    def read_words(self, x: Tensor, words: Layout, cls_only: bool = False, past: list[Tensor] | None = None) -> Tensor:
+        """The layer's first half, self-attention: the same for every picture."""
         dropout = self.dropout if self.training else 0.0
-        x, q, k, v = self._first_queries(x) if cls_only else (x, *split_heads(self.qkv(x), 3, self.heads))
+        if cls_only:
+            weight, bias, width = self.qkv.weight, self.qkv.bias, x.shape[-1]
+            first = words.first(x)
+            (q,) = split_heads(F.linear(first, weight[:width], bias[:width]), 1, self.heads)
+            k, v = split_heads(words.spread(F.linear(x, weight[width:], bias[width:])), 2, self.heads)
+            x, words, mask = first, Padded(), words.mask
+        else:
+            q, k, v = split_heads(words.spread(self.qkv(x)), 3, self.heads)
+            mask = words.mask
         if past is not None:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True)) if past else (k, v)
             past[:] = k, v
-        read = merge_heads(attend(q, k, v, mask, dropout))
-        x = self.attention_norm(x + F.dropout(self.attention_out(read), dropout))
+        read = words.collect(merge_heads(attend(q, k, v, mask, dropout)))
+        return self.attention_norm(x + F.dropout(self.attention_out(read), dropout))
+
+    def read_seen(
+        self,
+        x: Tensor,
+        words: Layout,
+        keys_values: tuple[Tensor, Tensor] | None,
+        record: list[Tensor] | None = None,
+        seen_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The second half: cross-attention and feed-forward."""
+        dropout = self.dropout if self.training else 0.0
         if keys_values is not None:
-            (q,) = split_heads(self.cross_query(x), 1, self.heads)
-            seen = merge_heads(attend(q, *keys_values, seen_mask, dropout, record))
+            q, (k, v) = self.cross_query(x), keys_values
+            if shared := len(k) == 1 and record is None:
+                q = q.reshape(1, -1, q.shape[-1])  # all texts ask one picture: one long row, without padding
+            else:
+                q = words.spread(q)
+                k, v = (part.expand(len(q), -1, -1, -1) for part in (k, v))
+            (q,) = split_heads(q, 1, self.heads)
+            seen = merge_heads(attend(q, k, v, seen_mask, dropout, record))
+            seen = seen.view(x.shape) if shared else words.collect(seen)
             x = self.cross_norm(x + F.dropout(self.cross_out(seen), dropout))
         return self.norm(x + F.dropout(self.fc2(F.gelu(self.fc1(x))), dropout))
-
-    def _first_queries(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """First token [B, 1, D], its queries, and the keys and values of all tokens."""
-        first, width = x[:, :1], x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        (q,) = split_heads(F.linear(first, weight[:width], bias[:width]), 1, self.heads)
-        k, v = split_heads(F.linear(x, weight[width:], bias[width:]), 2, self.heads)
-        return first, q, k, v
 
 
 class TextEncoder(nn.Module):
@@ -88,19 +118,20 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.text_width, eps=1e-12)
         self.layers = nn.ModuleList(BertLayer(config, fusion=False) for _ in range(config.text_layers))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | Layout) -> Tensor:
+        """With a `Packed` layout for the mask the states are those of the words alone, [N, D]."""
+        words = as_layout(attention_mask)
         length, limit = input_ids.shape[-1], self.position_embeddings.num_embeddings
-        if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
+        if input_ids.ndim != 2 or input_ids.shape != words.shape:
             raise ValueError(
                 "input_ids and attention_mask: expected two tensors [batch, length] of one shape, "
-                f"got {list(input_ids.shape)} and {list(attention_mask.shape)}"
+                f"got {list(input_ids.shape)} and {list(words.shape)}"
             )
         if length > limit:
             raise ValueError(f"input_ids: expected at most {limit} tokens, got {length}; truncate with the processor")
-        x = self.embed(input_ids)
-        mask = attention_mask.bool()[:, None, None]
+        x = words.collect(self.embed(input_ids))
         for layer in self.layers:
-            x = _run(layer, self.gradient_checkpointing, x, mask)
+            x = _run(layer, self.gradient_checkpointing, x, words)
         return x
 
     def embed(self, input_ids: Tensor, start: int = 0) -> Tensor:
@@ -127,31 +158,36 @@ class FusionEncoder(nn.Module):
         """
         return self.image_keys_values(image_tokens)
 
+    def begin(self, text_states: Tensor, words: Layout) -> Tensor:
+        """What no picture changes, the first layer's self-attention: once for a text, whatever it is compared with."""
+        layer: Any = self.layers[0]
+        return layer.read_words(text_states, words)
+
     def forward(
         self,
         text_states: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | Layout,
         keys_values: Tensor,
         record: list[Tensor] | None = None,
         record_layer: int = -1,
         cls_only: bool = False,
+        begun: bool = False,
     ) -> Tensor:
         """`keys_values` has a row per text, or a single row that all texts share.
 
         `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
-        receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM).
+        receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
+        that `text_states` come from `begin`. With a `Packed` layout for the mask states are [N, D].
         """
-        if len(keys_values) not in (1, len(text_states)):
-            raise ValueError(
-                f"keys_values: expected 1 or {len(text_states)} rows, one per text, got {len(keys_values)}"
-            )
-        parts = by_layer(keys_values, len(self.layers), self.heads, len(text_states))
-        mask = attention_mask.bool()[:, None, None]
+        words = as_layout(attention_mask)
+        if len(keys_values) not in (1, words.shape[0]):
+            raise ValueError(f"keys_values: expected 1 or {words.shape[0]} rows, one per text, got {len(keys_values)}")
+        parts = by_layer(keys_values, len(self.layers), self.heads)
         x = text_states
         for index, layer in enumerate(self.layers):
             recorded = record if index == record_layer % len(self.layers) else None
             last = cls_only and layer is self.layers[-1]
-            x = _run(layer, self.gradient_checkpointing, x, mask, parts[index], recorded, last)
+            x = _run(layer, self.gradient_checkpointing, x, words, parts[index], recorded, last, begun and index == 0)
         return x
 
 
@@ -173,13 +209,13 @@ class PairEncoder(nn.Module):
         """As the fusion encoder's: [B, S, Dv] -> [B, S, F * 2 * D]."""
         return self.image_keys_values(image_tokens)
 
-    def forward(self, text_states: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def forward(self, text_states: Tensor, attention_mask: Tensor | Layout, first: Tensor, second: Tensor) -> Tensor:
         """Keys and values of the first and of the second picture -> state of the text's first token, [B, 1, D]."""
-        pictures = [by_layer(kv, len(self.layers) // 2, self.heads, len(text_states)) for kv in (first, second)]
-        mask, x = attention_mask.bool()[:, None, None], text_states
+        pictures = [by_layer(kv, len(self.layers) // 2, self.heads) for kv in (first, second)]
+        words, x = as_layout(attention_mask), text_states
         for index, layer in enumerate(self.layers):
             parts, last = pictures[index % 2][index // 2], layer is self.layers[-1]
-            x = _run(layer, self.gradient_checkpointing, x, mask, parts, None, last)
+            x = _run(layer, self.gradient_checkpointing, x, words, parts, None, last)
         return x
 
 
@@ -213,12 +249,12 @@ class AnswerDecoder(nn.Module):
         layer at first) `input_ids` go on from the words given before, of which there were `start`.
         """
         x = self.words.embed(input_ids, start)
-        parts = by_layer(keys_values, len(self.layers), self.heads, len(x))
-        words, seen_mask = input_ids.shape[1], question_mask.bool()[:, None, None]
-        causal = torch.ones(words, start + words, dtype=torch.bool, device=x.device).tril(start)[None, None]
+        parts = by_layer(keys_values, len(self.layers), self.heads)
+        length, seen_mask = input_ids.shape[1], question_mask.bool()[:, None, None]
+        causal = Padded(torch.ones(1, 1, length, start + length, dtype=torch.bool, device=x.device).tril(start))
         for index, layer in enumerate(self.layers):
             own = None if past is None else past[index]
-            x = _run(layer, self.gradient_checkpointing, x, causal, parts[index], None, False, seen_mask, own)
+            x = _run(layer, self.gradient_checkpointing, x, causal, parts[index], None, False, False, seen_mask, own)
         return x
 
     def fill_in(self, states: Tensor) -> Tensor:
@@ -239,9 +275,9 @@ class MlmHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
 
 
-def by_layer(keys_values: Tensor, layers: int, heads: int, rows: int) -> list[tuple[Tensor, Tensor]]:
-    """[B or 1, S, layers * 2 * D] -> keys and values of each layer, [rows, H, S, d]; a single row is shared by all."""
-    parts = [part.expand(rows, -1, -1, -1) for part in split_heads(keys_values, 2 * layers, heads)]
+def by_layer(keys_values: Tensor, layers: int, heads: int) -> list[tuple[Tensor, Tensor]]:
+    """[B, S, layers * 2 * D] -> keys and values of each layer, [B, H, S, d]."""
+    parts = split_heads(keys_values, 2 * layers, heads)
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from albef.models.backbone import Backbone, initialise
 from albef.models.bert import FusionEncoder, PairEncoder
 from albef.models.config import AlbefConfig
+from albef.models.layout import Layout
 
 
 class AlbefForClassification(Backbone):
@@ -74,8 +75,8 @@ class AlbefForTextAssignment(Backbone):
         z_image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
         return z_image @ z_image.T
 
-    def assign(self, text_states: Tensor, attention_mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Text states [B, L, D], keys and values of two pictures -> logits [B, 3]: the first, the second, neither."""
+    def assign(self, text_states: Tensor, attention_mask: Tensor | Layout, first: Tensor, second: Tensor) -> Tensor:
+        """Text states [B, L, D], or packed, keys and values of two pictures -> logits [B, 3]: first, second, none."""
         return self.ta_head(self.pair_encoder(text_states, attention_mask, first, second)[:, 0])
 
 

@@ -1,16 +1,17 @@
 """Align and match: what pre-training and retrieval fine-tuning share (paper §3.2; spec §2.1, §3.1)."""
 
-# B own pairs, G pairs of all ranks, Q queue, C = G + Q candidates, n negatives, L words, E embed_dim
+# B own pairs, G pairs of all ranks, Q queue, C = G + Q candidates, n negatives, N words of all texts, E embed_dim
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from albef import distributed
 from albef.models.albef import AlbefModel
+from albef.models.layout import Packed
 from albef.objectives.losses import (
     contrastive_targets,
     draw_negatives,
@@ -20,7 +21,7 @@ from albef.objectives.losses import (
 )
 from albef.objectives.momentum import FeatureQueue
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 class Aligned(NamedTuple):
@@ -41,11 +42,11 @@ class Positives(NamedTuple):
     """The batches of all ranks; the original compares with the own rank's only."""
 
 
-def encode(model: AlbefModel, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image tokens [B, S, Dv], text states [B, L, D], and the unit vectors of both [B, E]."""
+def encode(model: AlbefModel, batch: Batch, words: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image tokens [B, S, Dv], packed text states [N, D], and the unit vectors of both [B, E]."""
     image = model.encode_image(batch["pixel_values"])
-    text = model.encode_text(batch["input_ids"], batch["attention_mask"])
-    return image, text, model.project_image(image), model.project_text(text)
+    text = model.encode_text(batch["input_ids"], words)
+    return image, text, model.project_image(image), model.project_text(words.first(text))
 
 
 def align(
@@ -83,20 +84,22 @@ def align(
 
 
 def match(
-    model: AlbefModel, batch: Batch, text: Tensor, keys_values: Tensor, image_n: Tensor, text_n: Tensor
+    model: AlbefModel, text: Tensor, words: Packed, keys_values: Tensor, image_n: Tensor, text_n: Tensor
 ) -> Tensor:
     """ITM: each true pair, each text with its negative images [B, n], each image with its negative texts [B, n].
 
-    `text` are states [B, L, D], `keys_values` the fusion encoder's of the images. -1 stands for a negative that there
-    wasn't.
+    `text` are packed states [N, D], `keys_values` the fusion encoder's of the images. -1 stands for a negative that
+    there wasn't.
     """
-    rows, count = torch.arange(len(text), device=text.device), image_n.shape[1]
-    own = rows.repeat_interleave(count)
-    texts = torch.cat([rows, own, text_n.flatten()])
-    images = torch.cat([rows, image_n.flatten(), own])
-    fused = model.fuse(text[texts], batch["attention_mask"][texts], keys_values[images], cls_only=True)
-    weights = matching_weights(len(rows), torch.cat([image_n, text_n]).flatten())
-    return matching_loss(model.match(fused).float(), len(rows), weights, per_rank(weights.sum()))
+    count, image_n, text_n = image_n.shape[1], image_n.T.flatten(), text_n.T.flatten()
+    own = torch.arange(len(keys_values), device=text.device)
+    images = torch.cat([own, image_n, own.repeat(count)])
+    text = model.fusion_encoder.begin(text, words)
+    texts = torch.cat([text] * (1 + count) + [words.spread(text)[text_n].flatten(0, 1)])
+    pairs = words.beside(text_n, copies=1 + count)
+    fused = model.fuse(texts, pairs, keys_values[images], cls_only=True, begun=True)
+    weights = matching_weights(len(own), torch.cat([image_n, text_n]))
+    return matching_loss(model.match(fused).float(), len(own), weights, per_rank(weights.sum()))
 
 
 def draw_both(logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.models.layout import Packed
+from albef.objectives.align import Batch
 from albef.objectives.losses import soft_cross_entropy
 from albef.objectives.momentum import MomentumTeacher
 
@@ -61,13 +63,14 @@ class AssignObjective(nn.Module):
         self.model, self.official = model, official
         model.vision_proj.requires_grad_(False)  # nothing of it is learnt here
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        model, mask = self.model, batch["attention_mask"]
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        model = self.model
+        words = batch.get("words") or Packed(batch["attention_mask"], model.device)
         tokens = model.encode_image(batch["pixel_values"])
         pairs, labels = self.draw_pairs(tokens.detach(), None if self.official else batch["image_id"])
         keys_values = model.pair_encoder.keys_values(tokens)
-        text = model.encode_text(batch["input_ids"], mask)
-        logits = model.assign(text, mask, keys_values[pairs[:, 0]], keys_values[pairs[:, 1]])
+        text = model.encode_text(batch["input_ids"], words)
+        logits = model.assign(text, words, keys_values[pairs[:, 0]], keys_values[pairs[:, 1]])
         return {"assign": F.cross_entropy(logits.float(), labels)}
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
 """ALBEF's pre-training on one screen: align before fuse (paper §3.2, §3.3)."""
 
-# B own pairs, G pairs of all ranks, Q queue, L words, S image tokens, E embed_dim
+# B own pairs, Q queue, L words of the longest text, N of all, M masked, S image tokens, E embed_dim
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +12,18 @@ from torch import Tensor, nn
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
+from albef.models.layout import Packed
 from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, per_rank
 from albef.objectives.losses import mask_words, masked_word_loss
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
+
+
+class Masked(NamedTuple):
+    """Texts with masked words; where among all words these are, and what stood there."""
+
+    input_ids: Tensor  # [B, L]
+    places: Tensor  # [M]
+    labels: Tensor  # [M]
 
 
 class PretrainObjective(nn.Module):
@@ -20,6 +31,9 @@ class PretrainObjective(nn.Module):
 
     It owns the momentum teacher and the queues. A batch holds `pixel_values` [B, 3, H, W], `input_ids` and
     `attention_mask` [B, L], `image_id` and `text_id` [B] (integers >= 0, equal for the same picture or caption).
+
+    It may also hold `words`, how the texts lie, and what `mask` made of them: made on the host, they spare the device
+    the waiting. Otherwise the step makes them.
 
     Pairs that share picture or caption count as positives in ITC, over all ranks and the queue, and are never drawn
     as ITM negatives. `official=True` restores the original: only a pair itself is positive, only the own rank's batch
@@ -49,13 +63,14 @@ class PretrainObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
+        words = batch.get("words") or Packed(batch["attention_mask"], self.model.device)
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
         # Encode
-        image, text, *z = encode(self.model, batch)  # [B, S, Dv], [B, L, D], two of [B, E]
+        image, text, *z = encode(self.model, batch, words)  # [B, S, Dv], [N, D], two of [B, E]
         with torch.no_grad():
-            image_t, _, *z_t = encode(self.teacher.model, batch)
+            image_t, _, *z_t = encode(self.teacher.model, batch, words)
         # Align
         aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
         if not fuse:
@@ -63,25 +78,32 @@ class PretrainObjective(nn.Module):
         # Fuse
         keys_values = self.model.fusion_encoder.keys_values(image)  # computed once, read three times
         image_n, text_n = self.draw_negatives(aligned.logits_i2t, aligned.logits_t2i, aligned.same)
-        itm = match(self.model, batch, text, keys_values, image_n, text_n)
+        itm = match(self.model, text, words, keys_values, image_n, text_n)
         # Fill in
-        mlm = self._fill_in(batch, keys_values, image_t, alpha)
+        masked = batch.get("masked") or self.mask(batch, self.model.device)
+        mlm = self._fill_in(masked, words, keys_values, image_t, alpha)
         return {"itc": aligned.itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
-    def _fill_in(self, batch: Batch, keys_values: Tensor, image_t: Tensor, alpha: float) -> Tensor:
+    def _fill_in(self, masked: Masked, words: Packed, keys_values: Tensor, image_t: Tensor, alpha: float) -> Tensor:
         """MLM: predict the masked words from the rest of the text and the picture."""
-        input_ids, labels = self.mask_words(batch["input_ids"], batch["attention_mask"])
-        mask, asked = batch["attention_mask"], labels >= 0
-        fused = self.model.fuse(self.model.encode_text(input_ids, mask), mask, keys_values)
+
+        def logits(model: AlbefModel, keys_values: Tensor) -> Tensor:  # [M, V]
+            fused = model.fuse(model.encode_text(masked.input_ids, words), words, keys_values)
+            return model.fill_in(fused.index_select(0, masked.places)).float()
+
         with torch.no_grad():
             teacher = self.teacher.model
-            fused_t = teacher.fuse(
-                teacher.encode_text(input_ids, mask), mask, teacher.fusion_encoder.keys_values(image_t)
-            )
-            logits_t = teacher.fill_in(fused_t[asked]).float()  # [M, V]
-            count = per_rank(asked.sum())
-        logits = self.model.fill_in(fused[asked]).float()
-        return masked_word_loss(logits, labels[asked], logits_t, alpha, count)
+            logits_t = logits(teacher, teacher.fusion_encoder.keys_values(image_t))
+            count = per_rank(torch.tensor(float(len(masked.labels)), device=image_t.device))
+        return masked_word_loss(logits(self.model, keys_values), masked.labels, logits_t, alpha, count)
+
+    def mask(self, batch: Batch, device: torch.device) -> Masked:
+        """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""
+        mask = batch["attention_mask"]
+        masked_ids, labels = self.mask_words(batch["input_ids"], mask)
+        labels = labels[mask.bool()]
+        places = (labels >= 0).nonzero().squeeze(1)
+        return Masked(*(x.to(device, non_blocking=True) for x in (masked_ids, places, labels[places])))
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, itm_negatives] each, -1 where there is none."""

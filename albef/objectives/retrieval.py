@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from albef.models.albef import AlbefModel
+from albef.models.layout import Packed
 from albef.objectives.align import Batch, Positives, align, draw_both, encode, match
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
@@ -38,16 +39,17 @@ class RetrievalObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of ITC's targets."""
+        words = batch.get("words") or Packed(batch["attention_mask"], self.model.device)
         with torch.no_grad():
             if not self.official:
                 self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
-            _, _, *z_t = encode(self.teacher.model, batch)
-        image, text, *z = encode(self.model, batch)
+            _, _, *z_t = encode(self.teacher.model, batch, words)
+        image, text, *z = encode(self.model, batch, words)
         aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
         keys_values = self.model.fusion_encoder.keys_values(image)
         image_n, text_n = self.draw_negatives(aligned.logits_i2t, aligned.logits_t2i, aligned.same)
-        return {"itc": aligned.itc, "itm": match(self.model, batch, text, keys_values, image_n, text_n)}
+        return {"itc": aligned.itc, "itm": match(self.model, text, words, keys_values, image_n, text_n)}
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, n] each, -1 where there is none."""

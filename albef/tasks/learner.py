@@ -139,8 +139,10 @@ class Learner:
         )
         return iter(make_loader(training, order, collate, data.workers))
 
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Augments pixels that were kept in memory (each picture of a pair by itself), and normalises them."""
+    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Takes a batch to the device, augments pixels that were kept in memory (each picture of a pair by itself), and
+        normalises them."""
+        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         pixels = batch["pixel_values"]
         flat = pixels.flatten(0, -4)
         flat = flat if self.cached is None else self.augment(flat)

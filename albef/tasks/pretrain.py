@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from albef.data.augment import TrainTransform
@@ -14,6 +15,7 @@ from albef.data.sources import Source, captions_of, open_sources
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
 from albef.models.flops import pretraining_flops
+from albef.models.layout import Packed
 from albef.objectives.pretrain import PretrainObjective
 from albef.tasks import ranking
 from albef.tasks.learner import Learner
@@ -61,6 +63,11 @@ class Pretrain(Learner):
     def one_by_one(self, transform: TrainTransform) -> tuple[TrainingSet, Collate]:
         training = TrainingSet(self.source, self.processor, transform, self.recipe.seed)
         return training, Collate(self.processor, self.recipe.data.max_tokens)
+
+    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        words = Packed(batch["attention_mask"], device)
+        masked = {"masked": self.objective.mask(batch, device)} if isinstance(self.objective, PretrainObjective) else {}
+        return {**super().prepare(batch, device), "words": words, **masked}
 
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; their sum is learnt from."""

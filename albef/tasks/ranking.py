@@ -1,6 +1,6 @@
 """Two-stage retrieval: a shortlist by ITC, re-ranked by ITM (paper §3.4, §4.1)."""
 
-# I pictures, T texts, L words, S image tokens, E embed_dim
+# I pictures, T texts, L words of the longest, N words in all, S image tokens, E embed_dim
 
 from __future__ import annotations
 
@@ -17,20 +17,48 @@ from albef.data.loader import read_pictures
 from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.models.albef import AlbefModel
+from albef.models.layout import Packed
 
 NOT_A_CANDIDATE = -100.0
+MEMORY = 8.0  # GiB
+TEXTS_AT_ONCE = 64
+Tick = Callable[[int], None]
+
+
+class Texts:
+    """Encoded texts without padding, as far as no picture changes them (`FusionEncoder.begin`)."""
+
+    def __init__(self, states: Tensor, mask: Tensor) -> None:
+        """`states` [N, D], text after text; `mask` [T, L] on the host (1 = word)."""
+        self.states, self.mask = states, mask
+        self.lengths = mask.sum(1)
+        self.starts = self.lengths.cumsum(0) - self.lengths
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def some(self, rows: Tensor) -> tuple[Tensor, Packed]:
+        """States of the texts `rows` (on the host), cut to the longest of them, and how they lie."""
+        mask = self.mask[rows, : int(self.lengths[rows].max())]
+        places = self.starts[rows, None] + torch.arange(mask.shape[1])
+        device = self.states.device
+        return self.states.index_select(0, places[mask.bool()].to(device)), Packed(mask, device)
 
 
 @dataclass
 class Gallery:
-    """Encoded pictures and texts; `image_of_text[t]` is the picture that text t describes."""
+    """Encoded pictures and texts; `image_of_text[t]` is the picture that text t describes.
 
-    image_tokens: Tensor  # [I, S, Dv]
+    Of several ranks each holds the tokens of its own pictures only, and everything else of all.
+    """
+
+    image_tokens: Sequence[Tensor]  # own pictures' [S, Dv], on the host
     z_image: Tensor  # [I, E]
-    text_states: Tensor  # [T, L, D]
-    text_mask: Tensor  # [T, L]
+    texts: Texts
     z_text: Tensor  # [T, E]
     image_of_text: Tensor  # [T]
+    first: int = 0
+    """The number of the first own picture."""
 
 
 @torch.no_grad()
@@ -40,81 +68,130 @@ def encode(
     source: Source,
     captions_per_picture: int | None = None,
     batch_size: int = 64,
-    tick: Callable[[int], None] | None = None,
+    tick: Tick | None = None,
+    memory: float = MEMORY,
 ) -> Gallery:
-    """Every readable picture of `source` with its captions (the first so many), encoded.
+    """Every readable picture of `source` with its captions (the first so many), encoded; each rank takes its share.
 
     Records of one picture are one row with all their captions. Pictures that can't be read are left out with a warning;
-    ValueError if none can. `tick` is told of every record done.
+    ValueError if none can. Image tokens wait on the host, in half precision if they would take more than `memory` GiB
+    otherwise. `tick` is told of every record done, here and on other ranks.
     """
-    captions: dict[str, list[str]] = {}
+    rank, world = distributed.rank(), distributed.world_size()
+    share = range(len(source) * rank // world, len(source) * (rank + 1) // world)
+    dtype = _storage(model, len(share), memory)
+    found: list[tuple[str, list[str]]] = []
 
     def batches() -> Iterator[Tensor]:
-        for start in range(0, len(source), batch_size):
-            indices = range(start, min(start + batch_size, len(source)))
+        seen = set[str]()
+        for start in range(share.start, share.stop, batch_size):
+            indices = range(start, min(start + batch_size, share.stop))
             records, pixels = read_pictures(source, indices, processor)
             fresh = []
             for row, record in enumerate(records):
-                if record.image_id not in captions:
+                if record.image_id not in seen:
                     fresh.append(row)
-                captions.setdefault(record.image_id, []).extend(record.captions)
+                seen.add(record.image_id)
+                found.append((record.image_id, record.captions))
             if tick:
-                tick(len(indices))
+                tick(len(indices) * world)
             if fresh:
                 yield processor.normalise(pixels[fresh].to(model.device))
 
-    image_tokens, z_image = encode_images(model, batches())
+    tokens, z_image = encode_images(model, batches(), dtype)
+    captions: dict[str, list[str]] = {}
+    counts = [0]
+    for part in distributed.gather_objects(found):
+        for name, own in part:
+            captions.setdefault(name, []).extend(own)
+        counts.append(len(captions))
+    if not captions:
+        raise ValueError("none of the pictures could be read; check the paths and image_root")
+    own_names = list(dict.fromkeys(name for name, _ in found))
+    new = set(list(captions)[counts[rank] : counts[rank + 1]])  # others belong to an earlier rank
+    rows = [row for row, name in enumerate(own_names) if name in new]
+    z_image = torch.cat([part.to(model.device) for part in distributed.gather_objects(z_image[rows].cpu())])
     texts = [own[:captions_per_picture] for own in captions.values()]
-    image_of_text = torch.tensor([image for image, own in enumerate(texts) for _ in own], device=z_image.device)
-    return Gallery(image_tokens, z_image, *encode_texts(model, processor, list(chain(*texts))), image_of_text)
+    image_of_text = torch.tensor([image for image, own in enumerate(texts) for _ in own], device=model.device)
+    encoded = encode_texts(model, processor, list(chain(*texts)))
+    return Gallery([tokens[row] for row in rows], z_image, *encoded, image_of_text, counts[rank])
+
+
+def _storage(model: AlbefModel, pictures: int, memory: float) -> torch.dtype:
+    """The precision in which image tokens of so many pictures fit into `memory` GiB. ValueError if none does."""
+    numbers = pictures * model.config.image_tokens * model.config.vision_width
+    for dtype in (torch.float32, torch.float16):
+        if numbers * dtype.itemsize <= memory * 2**30:
+            return dtype
+    raise ValueError(
+        f"the tokens of {pictures} pictures take {numbers * 2 / 2**30:.1f} GiB in half precision, more than the "
+        f"{memory:g} GiB allowed; give them more `memory`, or share them among more processes (torchrun)"
+    )
 
 
 @torch.no_grad()
-def encode_images(model: AlbefModel, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Batches of normalised pixels -> all image tokens [I, S, Dv] and unit vectors [I, E]."""
-    tokens = [model.encode_image(batch) for batch in batches]
-    if not tokens:
-        raise ValueError("none of the pictures could be read; check the paths and image_root")
-    return torch.cat(tokens), torch.cat([model.project_image(part) for part in tokens])
+def encode_images(
+    model: AlbefModel, batches: Iterable[Tensor], dtype: torch.dtype = torch.float32
+) -> tuple[list[Tensor], Tensor]:
+    """Batches of normalised pixels -> each picture's tokens [S, Dv] on the host, and all unit vectors [I, E]."""
+    kept: list[Tensor] = []
+    z_image = [torch.empty(0, model.config.embed_dim, device=model.device)]
+    for batch in batches:
+        tokens = model.encode_image(batch)
+        kept += tokens.to("cpu", dtype).unbind()
+        z_image.append(model.project_image(tokens))
+    return kept, torch.cat(z_image)
 
 
 @torch.no_grad()
 def encode_texts(
     model: AlbefModel, processor: Processor, texts: Sequence[str], batch_size: int = 256
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Texts -> states [T, L, D], mask [T, L], unit vectors [T, E]."""
+) -> tuple[Texts, Tensor]:
+    """Texts, and their unit vectors [T, E]."""
     words = processor.texts(list(texts))
-    device = model.device
-    ids, mask = words["input_ids"].to(device), words["attention_mask"].to(device)
-    parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
-    states = torch.cat([model.encode_text(*part) for part in parts])
-    return states, mask, model.project_text(states)
+    ids, mask = words["input_ids"], words["attention_mask"]
+    states, z_text = [], []
+    for some_ids, some_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
+        layout = Packed(some_mask, model.device)
+        encoded = model.encode_text(some_ids.to(model.device), layout)
+        states.append(model.fusion_encoder.begin(encoded, layout))
+        z_text.append(model.project_text(layout.first(encoded)))
+    return Texts(torch.cat(states), mask), torch.cat(z_text)
 
 
 @torch.no_grad()
-def match_logits(
-    model: AlbefModel,
-    gallery: Gallery,
-    pairs: Tensor,
-    batch_size: int = 512,
-    tick: Callable[[int], None] | None = None,
-) -> Tensor:
+def match(
+    model: AlbefModel, image_tokens: Iterable[Tensor], texts: Texts, chosen: Iterable[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each picture's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
+
+    A picture's keys and values are computed once for all its texts, a text's first self-attention once for all its
+    pictures, nothing for padding, and in the last layer only the first token.
+    """
+    for tokens, rows in zip(image_tokens, chosen, strict=True):
+        rows = rows[texts.lengths[rows].argsort(stable=True)]
+        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, torch.float32))
+        logits = [torch.empty(0, 2, device=model.device)]
+        for some in rows.split(TEXTS_AT_ONCE):
+            states, words = texts.some(some)
+            logits.append(model.match(model.fuse(states, words, keys_values, cls_only=True, begun=True)).float())
+        yield rows, torch.cat(logits)
+
+
+def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick | None = None) -> Tensor:
     """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
 
-    A picture's keys and values are computed once for all its texts, and a pair that both directions shortlist is scored
-    once. Over several ranks each takes every n-th picture. `tick` is told of every picture done.
+    A pair that both directions shortlist is scored once. Of several ranks each scores its own pictures. `tick` is told
+    of every picture done, here and on other ranks.
     """
-    scores = torch.zeros(pairs.shape, device=gallery.z_image.device)
-    lengths = gallery.text_mask.sum(1)
-    for image in range(distributed.rank(), len(pairs), distributed.world_size()):
-        texts = pairs[image].nonzero().squeeze(1)
-        keys_values = model.fusion_encoder.keys_values(gallery.image_tokens[image : image + 1])
-        for some in texts[lengths[texts].argsort()].split(batch_size):
-            longest = int(lengths[some].max())
-            states, mask = gallery.text_states[some, :longest], gallery.text_mask[some, :longest]
-            scores[image, some] = model.match(model.fuse(states, mask, keys_values, cls_only=True))[:, 1].float()
+    scores = torch.zeros(pairs.shape, device=model.device)
+    own = pairs[gallery.first : gallery.first + len(gallery.image_tokens)].cpu()
+    chosen = (row.nonzero().squeeze(1) for row in own)
+    found = match(model, gallery.image_tokens, gallery.texts, chosen)
+    for number, (rows, logits) in enumerate(found, gallery.first):
+        scores[number, rows.to(scores.device)] = logits[:, 1]
         if tick:
-            tick(1)
+            tick(distributed.world_size())
     return distributed.total(scores)
 
 
@@ -125,22 +202,20 @@ def shortlist(similarities: Tensor, k: int) -> Tensor:
 
 
 def two_stage_scores(
-    model: AlbefModel, gallery: Gallery, k: int, tick: Callable[[int], None] | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Scores picture->text [I, T] and text->picture [T, I], by each way of scoring.
+    model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None
+) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Scores picture->text [I, T] and text->picture [T, I], by one way of scoring after the other.
 
     `itc`: cosines of everything with everything, the first stage alone. `itm`: the paper's rule, the matching logit
     alone orders the shortlist of k. `sum`: that logit plus the cosine, as LAVIS does. Outside the shortlist the last
     two are -100.
     """
     cosines = gallery.z_image @ gallery.z_text.T
+    yield "itc", (cosines, cosines.T)
     by_image, by_text = shortlist(cosines, k), shortlist(cosines.T, k)
-    logits = match_logits(model, gallery, by_image | by_text.T, tick=tick)
-
-    def both_ways(scores: Tensor) -> tuple[Tensor, Tensor]:
-        return scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE)
-
-    return {"itc": (cosines, cosines.T), "itm": both_ways(logits), "sum": both_ways(logits + cosines)}
+    logits = match_logits(model, gallery, by_image | by_text.T, tick)
+    for name, scores in (("itm", logits), ("sum", logits + cosines)):
+        yield name, (scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE))
 
 
 def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor) -> dict[str, float]:
@@ -149,12 +224,11 @@ def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor)
     A picture counts as found by its best text. Exact ties fall as in the original: as numpy's argsort, reversed, has
     them, which is not defined.
     """
-    texts_of = image_of_text.cpu().numpy()
-    order = _descending(image_to_text)
-    hits = texts_of[order] == np.arange(len(order))[:, None]
-    ranks = {"txt": np.where(hits.any(1), hits.argmax(1), hits.shape[1])}
-    order = _descending(text_to_image)
-    ranks["img"] = (order == texts_of[:, None]).argmax(1)
+    image_of_text = image_of_text.cpu()
+    ranks = {
+        "txt": _ranks(image_to_text, lambda rows, order: image_of_text[order] == rows),
+        "img": _ranks(text_to_image, lambda rows, order: order == image_of_text[rows]),
+    }
     figures: dict[str, float] = {}
     for name, rank in ranks.items():
         for k in (1, 5, 10):
@@ -168,9 +242,17 @@ def evaluate(
     model: AlbefModel, gallery: Gallery, k: int, tick: Callable[[int], None] | None = None
 ) -> dict[str, dict[str, float]]:
     """Recalls by each way of scoring: `{"itc": {"txt_r1": ..}, "itm": .., "sum": ..}`."""
-    scores = two_stage_scores(model, gallery, k, tick)
-    return {name: recalls(*both, gallery.image_of_text) for name, both in scores.items()}
+    return {name: recalls(*both, gallery.image_of_text) for name, both in two_stage_scores(model, gallery, k, tick)}
 
 
-def _descending(scores: Tensor) -> np.ndarray:
-    return np.argsort(scores.float().cpu().numpy(), axis=1)[:, ::-1]
+def _ranks(scores: Tensor, right: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+    """Place of each row's first right column, counted from 0; behind all others if none is.
+
+    `right` takes row numbers [rows, 1] and their columns in falling order, and says which are right.
+    """
+    ranks = []
+    for rows in torch.arange(len(scores)).split(256):  # sorted at once, 5,000 x 25,000 numbers would take a gigabyte
+        order = np.argsort(scores[rows].float().cpu().numpy(), axis=1)[:, ::-1].copy()
+        hits = right(rows[:, None], torch.from_numpy(order)).numpy()
+        ranks.append(np.where(hits.any(1), hits.argmax(1), hits.shape[1]))
+    return np.concatenate(ranks)

@@ -33,14 +33,14 @@ def gallery(record, model):
 
 @pytest.fixture(scope="module")
 def scores(record, model, gallery):
-    return two_stage_scores(model, gallery, record["k_test"])
+    return dict(two_stage_scores(model, gallery, record["k_test"]))
 
 
 def test_features(gallery, tensors):
     golden.close(gallery.z_image, tensors["image_embeds"])
     golden.close(gallery.z_text, tensors["text_embeds"])
-    length = gallery.text_mask.shape[1]
-    assert gallery.text_mask.equal(tensors["text_atts"][:, :length]) and not tensors["text_atts"][:, length:].any()
+    length = gallery.texts.mask.shape[1]
+    assert gallery.texts.mask.equal(tensors["text_atts"][:, :length]) and not tensors["text_atts"][:, length:].any()
 
 
 def test_similarities(scores, tensors):
