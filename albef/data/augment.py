@@ -9,13 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from albef.data.pictures import pixels_of
+from albef.data.pictures import Edges, PictureSource, open_crop, resized_for_training
 
 Pixels = NDArray[np.uint8]
 FILL = (128, 128, 128)  # what geometric operations show beyond the picture's edge
+UNCHANGED = np.arange(256, dtype=np.uint8)  # the table that leaves a channel alone
 MAX_LEVEL = 10
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 
@@ -34,38 +36,49 @@ def identity(image: Pixels) -> Pixels:
 
 def auto_contrast(image: Pixels, official: bool = False) -> Pixels:
     """Stretch every channel to 0..255. `official`: its uint8 overflow makes channels without a 0 white (#134)."""
-    return np.stack([_stretch(image[..., c], official) for c in range(image.shape[2])], axis=-1)
+    picture = Image.fromarray(image)
+    return _look_up(picture, [_stretch(counts, official) for counts in _histograms(picture)])
 
 
-def _stretch(channel: Pixels, official: bool) -> Pixels:
-    low, high = int(channel.min()), int(channel.max())
+def _stretch(counts: NDArray[np.int64], official: bool) -> Pixels:
+    low, high = np.flatnonzero(counts)[[0, -1]].tolist()
     if high <= low:
-        return channel
+        return UNCHANGED
     scale = 255 / (high - low)
     offset = (-low % 256 if official else -low) * scale
-    return _table(np.arange(256) * scale + offset)[channel]
+    return _cut(np.arange(256) * scale + offset)
 
 
 def equalize(image: Pixels) -> Pixels:
     """Spread every channel's histogram evenly, as PIL.ImageOps.equalize does."""
-    return np.stack([_equalize(image[..., c]) for c in range(image.shape[2])], axis=-1)
+    picture = Image.fromarray(image)
+    return _look_up(picture, [_equalize(counts) for counts in _histograms(picture)])
 
 
-def _equalize(channel: Pixels) -> Pixels:
-    histogram = np.bincount(channel.ravel(), minlength=256)
-    step = (channel.size - histogram[histogram > 0][-1]) // 255
+def _equalize(counts: NDArray[np.int64]) -> Pixels:
+    step = (counts.sum() - counts[counts > 0][-1]) // 255
     if step == 0:
-        return channel
-    below = np.cumsum(histogram) - histogram
-    return _table((below + step // 2) // step)[channel]
+        return UNCHANGED
+    below = np.cumsum(counts) - counts
+    return _cut((below + step // 2) // step)
 
 
 def brightness(image: Pixels, factor: float) -> Pixels:
     """Multiply by `factor`, cut at 255."""
-    return _table(np.arange(256) * factor)[image]
+    return _look_up(Image.fromarray(image), [_cut(np.arange(256) * factor)] * 3)
 
 
-def _table(values: NDArray[Any]) -> Pixels:
+def _histograms(picture: Image.Image) -> NDArray[np.int64]:
+    """How often each value occurs in each channel, [3, 256]."""
+    return np.reshape(picture.histogram(), (3, 256))
+
+
+def _look_up(picture: Image.Image, tables: list[Pixels]) -> Pixels:
+    """Every channel's values replaced by its table's, [256] each."""
+    return np.array(picture.point(np.concatenate(tables).tolist()))
+
+
+def _cut(values: NDArray[Any]) -> Pixels:
     return values.clip(0, 255).astype(np.uint8)
 
 
@@ -74,34 +87,34 @@ def sharpness(image: Pixels, factor: float, official: bool = False) -> Pixels:
 
     `official`: over- and undershoots wrap around modulo 256 instead of being cut.
     """
-    values = image.astype(np.int32)
+    values = image.astype(np.uint16)
     rows = values[:-2] + values[1:-1] + values[2:]
     blurred = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]) * 2 + 13
     blur = (blurred // 26).astype(np.float32)  # the sum / 13, rounded; never a tie, since 13 is odd
     sharp = blur + np.float32(factor) * (values[1:-1, 1:-1].astype(np.float32) - blur)
     result = np.array(image)
-    result[1:-1, 1:-1] = sharp.astype(np.int32) & 255 if official else _table(sharp)
+    result[1:-1, 1:-1] = sharp.astype(np.int32) & 255 if official else _cut(sharp)
     return result
 
 
 def shear_x(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift each row by `factor` times its distance from the top."""
-    return _warp(image, ((1, np.float32(factor), 0), (0, 1, 0)), fill)
+    return _shift_rows(image, -float(np.float32(factor)) * np.arange(image.shape[0]), fill)
 
 
 def shear_y(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift each column by `factor` times its distance from the left."""
-    return _warp(image, ((1, 0, 0), (np.float32(factor), 1, 0)), fill)
+    return shear_x(image.transpose(1, 0, 2), factor, fill).transpose(1, 0, 2)
 
 
 def translate_x(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift by `offset` pixels to the left."""
-    return _warp(image, ((1, 0, np.float32(-offset)), (0, 1, 0)), fill)
+    return _shift_rows(image, np.full(image.shape[0], float(np.float32(offset))), fill)
 
 
 def translate_y(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift by `offset` pixels upwards."""
-    return _warp(image, ((1, 0, 0), (0, 1, np.float32(-offset))), fill)
+    return translate_x(image.transpose(1, 0, 2), offset, fill).transpose(1, 0, 2)
 
 
 def rotate(image: Pixels, degrees: float, fill: tuple[int, ...] = FILL) -> Pixels:
@@ -112,25 +125,52 @@ def rotate(image: Pixels, degrees: float, fill: tuple[int, ...] = FILL) -> Pixel
     return _warp(image, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)), fill)
 
 
-def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
-    """OpenCV 4's bilinear warpAffine to the last bit; `matrix` [2, 3] leads from source (x, y) to result (x, y).
+# What follows equals OpenCV 4's bilinear warpAffine to the last bit: it follows the inverse map in whole 1/1024 pixels,
+# keeps 5 bits of the fraction, and weighs the four neighbours with integers of sum 1024.
 
-    OpenCV follows the inverse in whole 1/1024 pixels, keeps 5 bits of the fraction, and weighs the four neighbours with
-    integers. The three channels travel in one 64-bit number, 21 bits each, so that each neighbour is fetched once.
+
+def _shift_rows(image: Pixels, shifts: NDArray[Any], fill: tuple[int, ...]) -> Pixels:
+    """Each row shows what lies `shifts` [H] pixels to its right."""
+    height, width = image.shape[:2]
+    places = _in_32nds(_in_1024ths(shifts))
+    whole, part = np.clip(places >> 5, -width - 1, width), (places & 31).astype(np.uint16)[:, None]
+    left, right = max(0, -int(whole.min())), max(0, int(whole.max()) + 1)
+    framed = np.empty((height, left + width + right, 3), dtype=np.uint8)
+    framed[:, :left], framed[:, left : left + width], framed[:, left + width :] = fill, image, fill
+    firsts = 3 * (np.arange(height) * framed.shape[1] + left + whole)
+    rows = np.lib.stride_tricks.sliding_window_view(framed.ravel(), 3 * (width + 1))[firsts].astype(np.uint16)
+    mixed = rows[:, :-3] * (32 - part) + rows[:, 3:] * part  # [H, 3 W]
+    return ((mixed + 16) >> 5).astype(np.uint8).reshape(image.shape)
+
+
+def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
+    """`matrix` [2, 3] leads from source (x, y) to result (x, y).
+
+    grid_sample does the integers' work in float32 without rounding once: values are less than 2**18 / 1024, and on a
+    canvas whose side is a power of two every place is a short binary fraction. Beyond its edge lie zeros, and so beyond
+    the picture's, from which the fill is taken away first.
     """
     height, width = image.shape[:2]
-    (a, b, c), (d, e, f) = _inverse(np.asarray(matrix, dtype=np.float64))
+    side = 2 ** max(height, width).bit_length()
+    offset = torch.tensor(fill, dtype=torch.float32).view(3, 1, 1)
+    canvas = torch.empty(3, side, side)
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))  # what PyTorch takes without complaint
+    torch.sub(pixels.permute(2, 0, 1), offset, out=canvas[:, :height, :width])
+    # Places go up to the first of these; the second is read with weight 0, and could be NaN.
+    canvas[:, height : height + 2, : width + 2] = canvas[:, :height, width : width + 2] = 0
+    grid = torch.from_numpy(_places(height, width, matrix) / np.float32(16 * side) + np.float32(1 / side - 1))
+    views = F.grid_sample(canvas[None], grid.permute(1, 2, 0)[None], "bilinear", "zeros", align_corners=False)[0]
+    return (views + (offset + 0.5)).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _places(height: int, width: int, matrix: Any) -> NDArray[np.float32]:
+    """Where each pixel's source lies, x and y [2, H, W] in 1/32 pixels; -32 or the size for whatever lies outside."""
     x, y = np.arange(width), np.arange(height)[:, None]
-    source_x = (_in_1024ths(a * x) + _in_1024ths(b * y + c) + 16) >> 5  # [H, W] in 1/32 pixels
-    source_y = (_in_1024ths(d * x) + _in_1024ths(e * y + f) + 16) >> 5
-    # The frame of two pixels holds the fill: every place outside reads its neighbours there.
-    left = np.clip(source_x >> 5, -2, width) + 2
-    top = np.clip(source_y >> 5, -2, height) + 2
-    packed, stride = _pack(image, fill), width + 4
-    place, right, below = top * stride + left, source_x & 31, source_y & 31
-    upper = packed[place] * (32 - right) + packed[place + 1] * right
-    lower = packed[place + stride] * (32 - right) + packed[place + stride + 1] * right
-    return _unpack(upper * (32 - below) + lower * below)
+    places = np.empty((2, height, width), dtype=np.float32)
+    for axis, ((a, b, c), size) in enumerate(zip(_inverse(np.asarray(matrix)), (width, height), strict=True)):
+        found = _in_32nds(_in_1024ths(a * x) + _in_1024ths(b * y + c))
+        np.clip(found, -32, 32 * size, out=places[axis], casting="unsafe")
+    return places
 
 
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,23 +181,13 @@ def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([[a, b, -a * c - b * f], [d, e, -d * c - e * f]])
 
 
-def _in_1024ths(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.rint(values * 1024).astype(np.int64)
+def _in_1024ths(values: NDArray[np.float64]) -> NDArray[np.int32]:
+    return np.rint(values * 1024).astype(np.int32)
 
 
-def _pack(image: Pixels, fill: tuple[int, ...]) -> NDArray[np.int64]:
-    """[H, W, 3] to int64 [(H + 4) * (W + 4)]: a frame of two pixels, channels at bits 0, 21 and 42."""
-    height, width = image.shape[:2]
-    framed = np.full((height + 4, width + 4), fill[0] | fill[1] << 21 | fill[2] << 42, dtype=np.int64)
-    wide = image.astype(np.int64)
-    framed[2:-2, 2:-2] = wide[..., 0] | wide[..., 1] << 21 | wide[..., 2] << 42
-    return framed.ravel()
-
-
-def _unpack(sums: NDArray[np.int64]) -> Pixels:
-    """Weighted sums of total weight 1024 to rounded uint8 [H, W, 3]."""
-    sums = sums + (512 | 512 << 21 | 512 << 42)
-    return np.stack([sums >> 10, sums >> 31, sums >> 52], axis=-1).astype(np.uint8)
+def _in_32nds(places: NDArray[np.int32]) -> NDArray[np.int32]:
+    """1/1024 pixels to 1/32 pixels, rounded."""
+    return (places + 16) >> 5
 
 
 OPERATIONS: dict[str, Callable[..., Pixels]] = {
@@ -236,20 +266,25 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """RGB PIL picture to uint8 [3, height, width]."""
-        if self.scale is not None:
-            image = image.crop(crop_box(image.width, image.height, self.scale, rng))
-        height, width = self.image_size
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        return self._finished(image.crop(self._edges(image.width, image.height, rng)), rng)
+
+    def read(self, source: PictureSource, rng: np.random.Generator, name: str | None = None) -> torch.Tensor:
+        """The same from a picture's file, of which no more is decoded than the crop needs; see `open_crop`."""
+        crop = open_crop(source, lambda width, height: self._edges(width, height, rng), self.image_size, name)
+        return self._finished(crop, rng)
+
+    def _edges(self, width: int, height: int, rng: np.random.Generator) -> Edges:
+        return (0, 0, width, height) if self.scale is None else crop_box(width, height, self.scale, rng)
+
+    def _finished(self, crop: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+        pixels = resized_for_training(crop, self.image_size)  # [height, width, 3]
         if self.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.augment is None:
-            return pixels_of(image)
-        return torch.from_numpy(self.augment(np.asarray(image), rng).transpose(2, 0, 1).copy())
+            pixels = pixels.flip(1)
+        found = pixels.numpy() if self.augment is None else self.augment(pixels.numpy(), rng)
+        return torch.from_numpy(found.transpose(2, 0, 1).copy())
 
 
-def crop_box(
-    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Edges:
     """Left, top, right, bottom of a random crop in pixels, by torchvision's RandomResizedCrop rule.
 
     Ten tries at a share of the area within `scale` and a ratio within 3/4..4/3; then the largest centred crop whose

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from albef.data.augment import TrainTransform
 from albef.data.broken import Broken, BrokenPicture, listing
@@ -55,13 +55,19 @@ def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
 
 def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
     """A record with its decoded picture; BrokenPicture when either cannot be had, or there is no caption."""
+    record = read_record(source, index)
+    return record, open_picture(record.picture, record.name)
+
+
+def read_record(source: Source, index: int) -> Record:
+    """A record that has a caption; BrokenPicture when it cannot be had."""
     try:
         record = source[index]
     except (ValueError, OSError) as error:
         raise BrokenPicture(f"record {index}", str(error), "mend it or leave it out") from error
     if not record.captions:
         raise BrokenPicture(record.name, "it has no caption", "add one or leave it out")
-    return record, open_picture(record.picture, record.name)
+    return record
 
 
 def read_pictures(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
@@ -127,16 +133,21 @@ class TrainingSet(Dataset[dict[str, Any]]):
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         """pixel_values uint8 [3, H, W], caption as written, image_id and text_id int, broken [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
-        read = functools.partial(read_sample, self.source)
-        (record, image), broken = read_or_replace(read, pair[1], len(self.source), rng)
+        (record, pixels), broken = read_or_replace(
+            functools.partial(self._read, rng=rng), pair[1], len(self.source), rng
+        )
         caption = record.captions[int(caption_draws(self.seed, [pair])[0] % np.uint64(len(record.captions)))]
         return {
-            "pixel_values": self.transform(image, rng),
+            "pixel_values": pixels,
             "caption": caption,
             "image_id": stable_id(record.image_id),
             "text_id": stable_id(clean_caption(caption, self.processor.max_words)),
             "broken": broken,
         }
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[Record, Tensor]:
+        record = read_record(self.source, index)
+        return record, self.transform.read(record.picture, rng, record.name)
 
 
 class StepBatches:
@@ -186,7 +197,8 @@ class Collate:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """pixel_values uint8 [B, 3, H, W]; input_ids, attention_mask [B, L], image_id, text_id [B] int64; broken."""
         return {
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            # Stacks right in the memory that a worker shares with the process that trains.
+            "pixel_values": default_collate([sample["pixel_values"] for sample in samples]),
             **self.processor.texts([sample["caption"] for sample in samples], self.max_tokens),
             "image_id": torch.tensor([sample["image_id"] for sample in samples]),
             "text_id": torch.tensor([sample["text_id"] for sample in samples]),

@@ -139,7 +139,7 @@ class TestTrainTransform:
         image = Image.fromarray(noise())
         got = TrainTransform((20, 30), scale=None, flip=False)(image, np.random.default_rng(0))
         expected = np.asarray(image.resize((30, 20), Image.Resampling.BICUBIC))
-        np.testing.assert_array_equal(got.numpy().transpose(1, 2, 0), expected)
+        np.testing.assert_allclose(got.numpy().transpose(1, 2, 0).astype(int), expected.astype(int), atol=2)
 
     @pytest.mark.parametrize("scale", [(0, 1), (0.5, 0.2), (0.2, 2)])
     def test_wrong_scale(self, scale):

@@ -79,6 +79,12 @@ class TestStatements:
         assert [example.label for example in found] == ["neutral", "yes", "no"]
         assert [example.key for example in found] == [0, 1, 2]
 
+    @pytest.mark.parametrize("kind", ["classification", "pairs"])
+    def test_labels_may_be_missing(self, tmp_path, kind):
+        unknown = {name: value for name, value in RIGHT[kind].items() if name != "label"}
+        first, second = opened(tmp_path, kind, [unknown, RIGHT[kind]])
+        assert (first.label, second.label) == (None, RIGHT[kind]["label"])
+
     def test_paths_from_the_working_folder(self, tmp_path, monkeypatch):
         (tmp_path / "lists").mkdir()
         (tmp_path / "a.jpg").touch()
@@ -123,11 +129,11 @@ class TestPhrases:
         ("vqa", {"answer": ["2", 3]}, r'"answer" to be a string or a list of strings, got a list: \["2", 3\]'),
         ("vqa", {"question_id": 1.5}, r'"question_id" to be a string or a whole number, got a number: 1\.5'),
         ("classification", {"sentence": ["a"]}, r'"sentence" to be a string, got a list'),
-        ("classification", {"label": None}, r'"label" to be a string, got nothing'),
+        ("classification", {"label": None}, r'"label" to be a string, or missing, got nothing'),
         ("pairs", {"images": ["a.png"]}, r'"images" to be a pair, the paths of two pictures, got a list: \["a\.png"\]'),
         ("pairs", {"images": "ab"}, r'"images" to be a pair, the paths of two pictures, got a string: "ab"'),
         ("pairs", {"images": ["a", ""]}, r'"images" to be a pair'),
-        ("pairs", {"label": True}, r'"label" to be a string, got a truth value: true'),
+        ("pairs", {"label": True}, r'"label" to be a string, or missing, got a truth value: true'),
         ("phrases", {"text": 1}, r'"text" to be a string, got a number'),
         ("phrases", {"box": [1, 2, 3]}, r'"box" to be \[x, y, width, height\] in pixels, finite .*, got a list: \[1,'),
         ("phrases", {"boxes": [[1, 2, 3, 4], [1, 2, -3, 4]]}, r'each of "boxes" to be \[x, .*got a list: \[1, 2, -3'),
