@@ -59,13 +59,15 @@ class Region:
     """Where a text is seen.
 
     heat_map    [height, width] of the picture, not normalised
+    point       x, y in pixels: the middle of the patch where the map is highest
     box         x, y, width, height in pixels: around the map's peak, or the best of the candidates
-    points      False if the map has no positive value: the box then says nothing
+    points      False if the map has no positive value (in any of the candidates): the box then says nothing
     words       the map of every word, in the text's order, a repeated one's together; empty by ITC
     """
 
     picture: Image.Image
     heat_map: np.ndarray
+    point: tuple[float, float]
     box: Box
     points: bool
     words: dict[str, np.ndarray]
@@ -105,9 +107,12 @@ class OnePicture:
     ) -> list[Answer]:
         """The k likeliest answers, best first: ranked from `answers` (by default those it learnt), or written freely.
 
-        ValueError for a question without a word or an empty list; k larger than the list gives all of it.
+        ValueError for a question without a word, an empty list, or one to write freely from; k larger than the list
+        gives all of it.
         """
         model = self._model(AlbefForAnswering, "answer questions", "vqa")
+        if free and answers is not None:
+            raise ValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
         if k < 1:
             raise ValueError(f"k {k}: ask for at least one answer")
         words = vqa.questions(self.processor, [question], vqa.TEST_WORDS, model.config.max_positions)
@@ -155,9 +160,13 @@ class OnePicture:
     ) -> Region:
         """Where the text is seen; `mode` and `layer` as `tasks.grounding.text_maps` has them.
 
-        With `candidates` (boxes in pixels) the box is the best of them.
+        With `candidates` (boxes in pixels) the box is the best of them. ValueError for an empty list of them, and for
+        wrong ones.
         """
         model = self._model(AlbefModel, "ground", "grounding")
+        if candidates is not None and not len(candidates):
+            raise ValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
+        given = [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
         picture = _opened(image)
         size, inputs = (picture.height, picture.width), (self._pixels(picture), *self._words(text))
         words = {}
@@ -171,9 +180,9 @@ class OnePicture:
         large = boxes.upsample(small, *size)
         points = bool(large.max() > 0)
         box: Box = boxes.box_of_map(large)
-        if candidates is not None and len(candidates):
-            box, points = grounding.best_box(large, [box_of(candidate) for candidate in candidates])
-        return Region(picture, large, box, points, words)
+        if given:
+            box, points = grounding.best_box(large, given)
+        return Region(picture, large, boxes.point(small, *size), box, points, words)
 
     @torch.no_grad()
     def _verdict(self, model: AlbefForClassification | AlbefForPairs, pixels: Tensor, text: str) -> Verdict:

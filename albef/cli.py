@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 HELP = """\
 Vision-language models that are aligned before they are fused.
@@ -61,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "pre-train, search and explain on emoji; writes report.html", epilog=_DEMO_HELP)
     demo.add_argument("--query", action="append", help="only search with the shipped model; may be repeated")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run and the report")
+    demo.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the run and the report (default runs/demo)"
+    )
     demo.add_argument("--minutes", type=float, default=4.0, help="training time of the emoji (default 4)")
     demo.add_argument("--all-tasks", action="store_true", help="then fine-tune for every task, a page for each")
     demo.add_argument(
@@ -77,37 +80,39 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action="store_true", dest="show_help")
 
     evaluate = command("evaluate", _evaluate, "a saved model of any task by that task's official rules")
-    evaluate.add_argument("model", help="folder of a saved model, e.g. runs/mine/model")
+    evaluate.add_argument("model", help=_MODEL)
     evaluate.add_argument(
         "--data", nargs="+", required=True, help="the task's JSON lists; tar shards, folders, world:test"
     )
     evaluate.add_argument("--image-root", help="folder that the paths in JSON lists are relative to")
-    evaluate.add_argument("--image-size", type=int, help="pixels, if other than the model's (e.g. 384)")
+    evaluate.add_argument("--image-size", **_IMAGE_SIZE)
     evaluate.add_argument("--json", type=Path, help="also write the figures to this file")
+    evaluate.add_argument("--results", type=Path, help="write what the model says; not for retrieval and grounding")
     evaluate.add_argument(
-        "--task", choices=("retrieval", "grounding"), default="retrieval", help="what a matching model is to do"
+        "--task", choices=("retrieval", "grounding"), help="of a model that matches (default retrieval)"
     )
-    evaluate.add_argument("--captions", type=int, help="retrieval: only the first so many captions of each picture")
-    evaluate.add_argument("--k", type=int, help="candidates that are re-ranked (default 128)")
-    evaluate.add_argument(
-        "--protocol", choices=("coco", "flickr30k", "flickr30k-zero-shot"), help="retrieval: size and k of the paper"
+    evaluate.add_argument("--k", type=int, help="retrieval, vqa: candidates that are re-ranked (default 128)")
+    group = evaluate.add_argument_group("retrieval")
+    group.add_argument("--captions", type=int, help="only the first so many captions of each picture")
+    group.add_argument(
+        "--protocol", choices=("coco", "flickr30k", "flickr30k-zero-shot"), help="size and k of the paper"
     )
-    evaluate.add_argument("--answers", type=Path, help="vqa: JSON list of answers (default: those the model learned)")
-    evaluate.add_argument("--official", action="store_true", help="vqa: count the first word twice, as the original")
-    evaluate.add_argument("--results", type=Path, help="vqa: write the file that EvalAI takes")
-    evaluate.add_argument("--way", choices=("ranked", "generated"), default="ranked", help="vqa: answers in --results")
-    evaluate.add_argument("--vg-root", help="vqa: folder of Visual Genome's pictures")
-    evaluate.add_argument(
-        "--mode", nargs="+", choices=("itm", "itc"), help="grounding: kind of heat map (default both)"
-    )
-    evaluate.add_argument("--layer", type=int, help="grounding: layer of the heat map (default: as the paper)")
+    group = evaluate.add_argument_group("vqa")
+    group.add_argument("--answers", type=Path, help="JSON list of answers (default: those the model learned)")
+    group.add_argument("--official", action="store_true", help="count the first word twice, as the original")
+    group.add_argument("--way", choices=("ranked", "generated"), help="answers in --results (default ranked)")
+    group.add_argument("--vg-root", help="folder of Visual Genome's pictures")
+    group = evaluate.add_argument_group("grounding")
+    group.add_argument("--mode", nargs="+", choices=("itm", "itc"), help="kind of heat map (default both)")
+    group.add_argument("--layer", type=int, help="layer of the heat map (default: as the paper)")
 
     for name, (text, things) in _ONE_PICTURE.items():
         one = command(name, _one_picture, text)
         one.set_defaults(what=name)
-        one.add_argument("model", help="folder of a saved model")
+        one.add_argument("model", help=_MODEL)
         for thing in things:
-            one.add_argument(thing, help="the text" if thing in ("text", "question") else "path of a picture")
+            one.add_argument(thing, help=_THINGS[thing])
+        one.add_argument("--image-size", **_IMAGE_SIZE)
         one.add_argument("--json", action="store_true", help="print JSON")
         if name == "ask":
             one.add_argument("--k", type=int, default=5, help="answers to show (default 5)")
@@ -127,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = command("convert", _convert, "turn a published .pth file, of any task, into a folder that albef loads")
     convert.add_argument("checkpoint", nargs="?", type=Path, help="e.g. ALBEF.pth, or the folder of a saved model")
     convert.add_argument("--out", type=Path, required=True, help="folder to write")
-    convert.add_argument("--image-size", type=int, help="resize the position grid to this many pixels (e.g. 384)")
+    convert.add_argument("--image-size", **_IMAGE_SIZE)
     convert.add_argument("--vocabulary", type=Path, help="vocab.txt (default: BERT's, which comes along)")
     convert.add_argument("--vision-heads", type=int, help="attention heads of the image encoder, if not 64 wide")
     convert.add_argument("--text-heads", type=int, help="attention heads of BERT, if not 64 wide")
@@ -137,8 +142,33 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--bert", type=Path, help="start of pre-training: BERT-base weights for text and fusion")
 
     recipes = command("recipes", _recipes, "list the recipes, or show one with its source and result")
-    recipes.add_argument("name", nargs="?")
+    recipes.add_argument("name", nargs="?", help="the one to show")
     return parser
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """`384`, or height and width as in `256x512`."""
+    sides = text.split("x")
+    if not (1 <= len(sides) <= 2 and all(side.isdecimal() and int(side) for side in sides)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give pixels, 384, or height and width, 256x512")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+_MODEL = "folder of a saved model, e.g. runs/mine/model; or emoji or world, which come along"
+_IMAGE_SIZE: dict[str, Any] = {
+    "type": _size,
+    "metavar": "PIXELS",
+    "help": "size of the pictures, if other than the model's: 384, or height and width, 256x512",
+}
+
+
+def _check_places(*paths: Path | None) -> None:
+    """An error for a file that could not be written, before the work is done."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _demo(options: argparse.Namespace, _: list[str]) -> None:
@@ -232,6 +262,7 @@ def find_recipe(name: str):
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    _check_places(options.results, options.json)
     from albef import evaluation
 
     evaluation.run(options)
@@ -244,9 +275,17 @@ _ONE_PICTURE = {
     "match": ("do picture and text belong together?", ("picture", "text")),
     "ground": ("where in a picture is a text seen? Writes a heat map", ("picture", "text")),
 }
+_THINGS = {
+    "picture": "path of the picture",
+    "left": "path of the left picture",
+    "right": "path of the right picture",
+    "question": "what is asked",
+    "text": "what is said of it",
+}
 
 
 def _one_picture(options: argparse.Namespace, _: list[str]) -> None:
+    _check_places(getattr(options, "out", None))
     from albef import shell
 
     found, lines = shell.COMMANDS[options.what](options)
@@ -254,6 +293,7 @@ def _one_picture(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _answers(options: argparse.Namespace, _: list[str]) -> None:
+    _check_places(options.out)
     from albef.data.examples import open_examples
     from albef.tasks.vqa import answer_list
 

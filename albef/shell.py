@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from PIL import Image
+
 from albef import api
 from albef.tasks.vqa import read_answers
 
@@ -18,31 +20,40 @@ Found = tuple[Any, list[str]]
 
 def ask(options: argparse.Namespace) -> Found:
     listed = read_answers(options.answers) if options.answers else None
-    answers = api.load(options.model).answer(options.picture, options.question, options.k, listed, options.free)
+    answers = _load(options).answer(options.picture, options.question, options.k, listed, options.free)
     return [asdict(one) for one in answers], [_share(one.probability, one.text) for one in answers]
 
 
 def entail(options: argparse.Namespace) -> Found:
-    return _verdict(api.load(options.model).entails(options.picture, options.text))
+    return _verdict(_load(options).entails(options.picture, options.text))
 
 
 def compare(options: argparse.Namespace) -> Found:
-    return _verdict(api.load(options.model).compare(options.left, options.right, options.text))
+    return _verdict(_load(options).compare(options.left, options.right, options.text))
 
 
 def match(options: argparse.Namespace) -> Found:
-    found = api.load(options.model).match(options.picture, options.text)
+    found = _load(options).match(options.picture, options.text)
     return asdict(found), [f"match {found.probability:.1%}, cosine {found.cosine:.3f}"]
 
 
 def ground(options: argparse.Namespace) -> Found:
-    """Also writes the picture under its heat map to `options.out`."""
-    region = api.load(options.model).ground(options.picture, options.text, options.mode, options.layer)
+    """Also writes the picture under its heat map to `options.out`. ValueError for a suffix of no kind of picture."""
+    kinds = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
+    if options.out.suffix.lower() not in kinds:
+        raise ValueError(
+            f"--out {options.out}: its suffix says how it is written; give .png, .jpg or another picture's"
+        )
+    region = _load(options).ground(options.picture, options.text, options.mode, options.layer)
     region.overlay().save(options.out)
     x, y, width, height = (float(side) for side in region.box)
     note = "" if region.points else " (the map has no positive value: the box says nothing)"
     lines = [f"x {x:g}, y {y:g}, width {width:g}, height {height:g}{note}", f"heat map: {options.out}"]
     return {"box": [x, y, width, height], "points": region.points, "picture": str(options.out)}, lines
+
+
+def _load(options: argparse.Namespace) -> api.OnePicture:
+    return api.load(options.model, options.image_size)
 
 
 def _verdict(found: api.Verdict) -> Found:

@@ -137,6 +137,8 @@ def test_answers_of_ones_own(answering, picture):
     assert len(answering.answer(picture, "what is it", answers=["ring", "cross", "ring"])) == 2
     with pytest.raises(ValueError, match=r"the answer list is empty; make one with `albef answers"):
         answering.answer(picture, "what is it", answers=[])
+    with pytest.raises(ValueError, match="a list of answers is for ranking; leave it out to write freely"):
+        answering.answer(picture, "what is it", answers=["ring"], free=True)
 
 
 def test_answers_are_written(answering, picture):
@@ -266,6 +268,13 @@ def test_the_best_of_given_boxes(matching, picture):
     assert nowhere.box == boxes[0] and not nowhere.points and nowhere.overlay().size == (50, 30)
     with pytest.raises(ValueError, match="neither side negative"):
         matching.ground(picture, "the red ring", candidates=[(1, 1, -2, 3)])
+    for wrong in ([(1, 1, 2)], [(0, 0, 2, 2), (float("nan"), 1, 2, 3)]):
+        with pytest.raises(ValueError, match="a box is x, y, width, height in pixels, all finite"):
+            matching.ground(picture, "the red ring", candidates=wrong)
+    with pytest.raises(ValueError, match="candidates is empty; give boxes to choose among, or leave it out"):
+        matching.ground(picture, "the red ring", candidates=[])
+    scored = matching.ground(picture, "the red ring", "itc", candidates=np.array([[int(x), int(y), 2, 2, 0.9]]))
+    assert scored.box == boxes[2], "a detector's score may follow"
 
 
 def test_a_map_without_positive_values_says_so(matching, picture, monkeypatch):

@@ -11,10 +11,12 @@ from albef.metrics.boxes import (
     box_of_map,
     box_score,
     choose_box,
+    contains,
     iou,
     official_iou,
     peak,
     peak_in_box,
+    point,
     upsample,
 )
 from albef.metrics.classification import accuracy
@@ -224,6 +226,14 @@ def test_pointing_by_hand() -> None:
     assert peak_in_box(heat_map, (3, 0, 2, 1)) and not peak_in_box(heat_map, (3, 0, 1.9, 1))
     assert peak_in_box(heat_map, (5, 1, 0, 0)) and not peak_in_box(heat_map, (5, 1.1, 2, 2))
     assert not peak_in_box(np.zeros((4, 6)), (0, 0, 6, 4))
+
+
+def test_the_point_of_a_map_is_in_the_middle_of_its_highest_patch():
+    """Enlarged, the peak of a corner's patch moves to the picture's edge."""
+    grid = np.zeros((6, 6))
+    grid[0, 5] = 1
+    assert point(grid, 24, 48) == (44.0, 2.0) and peak(upsample(grid, 24, 48)) == (46, 0)
+    assert contains((69, 4, 1, 1), (70, 5)) and not contains((69, 4, 0.9, 1), (70, 5))
 
 
 def test_box_of_a_map() -> None:

@@ -209,6 +209,8 @@ def test_best_survives_a_crash(tmp_path):
         ("grounding", {"validation": ("phrases.json",)}, "the phrase 'a ring' has no box to compare with"),
         ("classification", {"labels": ("yes", "no")}, "its label is 'contradiction', but must be one of yes, no"),
         ("nlvr2", {"validation": ("asked.json",)}, '"images" to be a pair'),
+        ("classification", {"validation": ("unknown.json",)}, "none of its examples has a label to be measured by"),
+        ("classification", {"train": ("unknown.json",)}, "its label is missing, but must be one of contradiction"),
     ],
 )
 def test_wrong_data_fail_before_the_run(task, changes, said, tmp_path, monkeypatch):
@@ -216,6 +218,7 @@ def test_wrong_data_fail_before_the_run(task, changes, said, tmp_path, monkeypat
     Path("a.png").write_bytes(png(scene("test", 0)))
     Path("asked.json").write_text('[{"image": "a.png", "question": "what is it", "question_id": 1}]')
     Path("phrases.json").write_text('[{"image": "a.png", "text": "a ring"}]')
+    Path("unknown.json").write_text('[{"image": "a.png", "text": "a ring"}]')
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         next(make_task(with_data(recipe_of(task), **changes), tmp_path).batches(0))
 
@@ -227,7 +230,7 @@ def task_and_batch(recipe, folder):
     task = make_task(recipe, folder)
     batch = next(task.batches(0))
     batch.pop("broken")
-    return task, task.prepare(batch)
+    return task, task.prepare(batch, torch.device("cpu"))
 
 
 def total(objective, batch, alpha):
@@ -444,6 +447,8 @@ def labelled(label):
 
 def test_labels():
     assert classification.label_index(labelled("TRUE"), ("False", "True")) == 1
+    with pytest.raises(ValueError, match=r"a\.png: its label is missing, but must be one of False, True"):
+        classification.label_index(labelled(None), ("False", "True"))
     for wrong in ("maybe", None, ""):
         with pytest.raises(ValueError, match=r"a\.png: its label is .*must be one of False, True.*--data\.labels"):
             classification.label_index(labelled(wrong), ("False", "True"))
@@ -477,7 +482,9 @@ def spot(x, y, width, height):
 
 def test_a_map_is_judged_by_peak_and_box():
     found = grounding.judge(spot(20, 2, 8, 10), phrase(candidates=((0, 0, 9, 9), (20, 2, 8, 9)), split="val"))
-    assert found == {"pointing": True, "free": True, "split": "val", "without_peak": False, "boxes": True}
+    assert found == {
+        "pointing": True, "free": 1.0, "split": "val", "without_peak": False, "boxes": 0.9, "invisible": ""
+    }  # fmt: skip
     found = grounding.judge(spot(0, 0, 8, 8), phrase(candidates=((0, 0, 9, 9), (20, 2, 8, 9))))
     assert not (found["pointing"] or found["free"] or found["boxes"] or found["without_peak"])
     assert "boxes" not in grounding.judge(spot(20, 2, 8, 10), phrase())
@@ -485,12 +492,20 @@ def test_a_map_is_judged_by_peak_and_box():
     assert grounding.judge(spot(20, 2, 8, 10), two)["pointing"]
 
 
+@pytest.mark.parametrize("box", [(40, 2, 8, 10), (-9, -9, 8, 8), (20, 2, 0, 10), (20, 2, 8, 0)])
+def test_right_boxes_that_show_nothing_of_the_picture(box):
+    found = grounding.judge(spot(20, 2, 8, 10), phrase(boxes=(box,), candidates=((20, 2, 8, 10),)))
+    assert found["invisible"] == f"a.png, 'the ring', {list(box)}" and found["free"] == found["boxes"] == 0
+    two = phrase(boxes=(box, (20, 2, 8, 10)))
+    assert not grounding.judge(spot(20, 2, 8, 10), two)["invisible"], "any of the right boxes counts"
+
+
 def test_a_map_without_positive_values_falls_back_to_the_largest_box():
     candidates = ((0, 0, 2, 2), (19, 1, 9, 11), (0, 0, 5, 0))
     for heat in (spot(0, 0, 0, 0), -spot(0, 0, 40, 24)):
         assert grounding.best_box(heat, candidates) == ((19, 1, 9, 11), False)
         found = grounding.judge(heat, phrase(candidates=candidates))
-        assert found["without_peak"] and not found["pointing"] and found["boxes"]
+        assert found["without_peak"] and not found["pointing"] and found["boxes"] > 0.5
 
 
 def test_boxes_that_show_nothing_are_not_chosen():
@@ -499,7 +514,7 @@ def test_boxes_that_show_nothing_are_not_chosen():
     assert grounding.best_box(heat, [outside, empty, right]) == (right, True)
     assert grounding.best_box(heat, [empty, outside, (-9, -9, 8, 8)]) == (outside, False)
     assert grounding.best_box(heat, [empty]) == (empty, False)
-    assert grounding.judge(heat, phrase(candidates=(outside, empty, right)))["boxes"]
+    assert grounding.judge(heat, phrase(candidates=(outside, empty, right)))["boxes"] == 1
 
 
 def test_a_phrase_without_a_box_cannot_be_judged():
@@ -561,23 +576,46 @@ def test_maps_are_those_of_probabilities_and_gradients(wide):
 
 def test_grounding_counts_maps_without_a_peak(wide, monkeypatch):
     model, processor = wide
-    shapes = []
+    sizes = []
     judge = grounding.judge
-    monkeypatch.setattr(grounding, "judge", lambda heat, example: shapes.append(heat.shape) or judge(heat, example))
+    monkeypatch.setattr(grounding, "judge", lambda grid, example: sizes.append(example.size) or judge(grid, example))
     source = [
         phrase(boxes=((19.0, 0.0, 9.0, 13.0),)),
         replace(phrase(candidates=((0, 0, 40, 24),)), split="val"),
         phrase(size=None),
     ]
     grounding.evaluate(model, processor, source)
-    assert shapes == [(24, 40), (24, 40), (SIDE, SIDE)], "the size that is given, else that of the picture itself"
+    assert sizes == [(24, 40), (24, 40), (SIDE, SIDE)], "the size that is given, else that of the picture itself"
     maps = torch.zeros(3, 2, 6)
     maps[0, 0, 3] = 1  # of 24 x 40 pixels: x 20 to 27, y 0 to 12
     monkeypatch.setattr(grounding, "text_maps", lambda *_: maps)
     figures = grounding.evaluate(model, processor, source)
     assert figures == pytest.approx(
-        {"phrases": 3, "pointing": 100 / 3, "free": 100 / 3, "boxes": 0, "boxes_val": 0, "without_peak": 2}
-    )
+        {
+            "phrases": 3, "pointing": 100 / 3, "free": 100 / 3, "boxes": 0, "boxes_val": 0, "with_candidates": 1,
+            "without_peak": 2,
+        }
+    )  # fmt: skip
+
+
+def test_grounding_by_split_counts_those_with_candidates(wide, monkeypatch):
+    """The official accuracy of RefCOCO+'s parts; where the detector found nothing there is nothing to judge."""
+    model, processor = wide
+    maps = torch.zeros(4, 2, 6)
+    maps[:, 0, 3] = 1  # of 24 x 40 pixels: x 20 to 27, y 0 to 12
+    monkeypatch.setattr(grounding, "text_maps", lambda _, pixels, *rest: maps[: len(pixels)])
+    here, there = (19.0, 0.0, 9.0, 13.0), (0.0, 0.0, 9.0, 13.0)
+    source = [
+        phrase(boxes=(truth,), candidates=candidates, split=split)
+        for truth, candidates, split in (
+            (here, (here, there), "testA"), (there, (here, there), "testB"), (here, (there, here), "testB"),
+            (here, (), "testB"),
+        )
+    ]  # fmt: skip
+    found = grounding.evaluate(model, processor, source)
+    assert found["boxes"] == pytest.approx(200 / 3) and found["with_candidates"] == 3
+    assert (found["boxes_testA"], found["boxes_testB"]) == (100, 50)
+    assert "with_candidates" not in grounding.evaluate(model, processor, source[:2])
 
 
 # Two processes

@@ -326,7 +326,7 @@ def test_evaluation_and_the_file_for_evalai(model, processor, tmp_path):
         example(5, (), text=QUESTIONS[2], number=2),
     ]
     figures, given = vqa.evaluate(model, processor, source, ANSWERS, k=4, batch_size=2)
-    assert list(given) == [31, "b-4", 5] and figures["questions"] == 3
+    assert list(given) == [31, "b-4", 5] and (figures["questions"], figures["measured"]) == (3, 2)
     pixels = processor.images([one.pictures[0] for one in source])
     for row in range(3):
         words = vqa.questions(processor, [source[row].text], 50, 30)
@@ -365,7 +365,7 @@ def test_a_free_answer_is_spelt_as_people_spell_it(answer):
 
 def test_evaluation_without_known_answers_still_answers(model, processor):
     figures, given = vqa.evaluate(model, processor, [example(1)], ANSWERS)
-    assert figures == {"questions": 1} and list(given) == [1]
+    assert figures == {"questions": 1, "measured": 0} and list(given) == [1]
 
 
 def test_a_list_with_repeats_names_the_right_answers(model, processor):

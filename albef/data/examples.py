@@ -122,11 +122,11 @@ def _vqa_facts(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classification_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": record["label"]}
+    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": record.get("label")}
 
 
 def _pair_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": record["sentence"], "label": record["label"]}
+    return {"text": record["sentence"], "label": record.get("label")}
 
 
 def _phrase_facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _vqa_faults(record: dict[str, Any]) -> Iterator[Fault]:
 def _classification_faults(record: dict[str, Any]) -> Iterator[Fault]:
     yield from _image_faults(record)
     yield from _text_faults(record, *CLASSIFICATION_TEXTS)
-    yield from _text_faults(record, "label")
+    yield from _label_faults(record)
 
 
 def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
@@ -160,7 +160,7 @@ def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
     if not (isinstance(images, list) and len(images) == 2 and is_texts(images) and all(images)):
         yield '"images" to be a pair, the paths of two pictures', images
     yield from _text_faults(record, "sentence")
-    yield from _text_faults(record, "label")
+    yield from _label_faults(record)
     yield from _key_faults(record, "identifier")
 
 
@@ -202,6 +202,11 @@ def _text_faults(record: dict[str, Any], *names: str) -> Iterator[Fault]:
         yield f'"{names[0]}" to be a string', text
 
 
+def _label_faults(record: dict[str, Any]) -> Iterator[Fault]:
+    if not isinstance(record.get("label", ""), str):
+        yield '"label" to be a string, or missing', record["label"]
+
+
 def _key_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:
     if type(record.get(name, "")) not in (str, int):
         yield f'"{name}" to be a string or a whole number', record[name]
@@ -218,12 +223,12 @@ _FORMS: dict[str, _Form] = {
         _vqa_faults, _image, _vqa_facts, "question_id",
     ),
     "classification": _Form(
-        '{"image": "1000092795", "sentence": "a man sleeps", "label": "neutral"}',
+        '{"image": "1000092795", "sentence": "a man sleeps", "label": "neutral"} ("label" may be missing)',
         _classification_faults, _flickr_image, _classification_facts,
     ),
     "pairs": _Form(
         '{"images": ["dev/dev-0-1-img0.png", "dev/dev-0-1-img1.png"], "sentence": "both are dogs", "label": "True", '
-        '"identifier": "dev-0-1-0"}',
+        '"identifier": "dev-0-1-0"} ("label" and "identifier" may be missing)',
         _pair_faults, lambda record: record["images"], _pair_facts, "identifier",
     ),
     "phrases": _Form(

@@ -164,7 +164,7 @@ def _pointed(one: Any, example: Example) -> Pointed:
     seen = {mode.upper(): one.ground(example.pictures[0], example.text, mode) for mode in ("itm", "itc")}
     itm, (truth,) = seen["ITM"], example.boxes
     spots = [_spot(way, region) for way, region in seen.items()]
-    right = boxes.peak_in_box(itm.heat_map, truth)
+    right = itm.points and boxes.contains(truth, itm.point)
     return Pointed(_pictures(example)[0], example.text, truth, spots, list(itm.words.items()), right)
 
 

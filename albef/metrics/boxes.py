@@ -5,6 +5,7 @@ A box is x, y, width, height in pixels, as in COCO; what follows them, such as a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,24 +22,31 @@ def iou(box_a: Box, box_b: Box) -> float:
 
 def official_iou(box_a: Box, box_b: Box) -> float:
     """`iou`, but as in the original an overlap of one pixel or less either way counts as none: 1x1 boxes score 0."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = _checked(box_a), _checked(box_b)
+    (ax, ay, aw, ah), (bx, by, bw, bh) = checked(box_a), checked(box_b)
     # last pixel must lie beyond the first; the original's order of additions, for what falls on the edge
     wide = max(ax, bx) < min(ax + aw - 1, bx + bw - 1)
     high = max(ay, by) < min(ay + ah - 1, by + bh - 1)
     return _over_union(box_a, box_b, _overlap(box_a, box_b) if wide and high else 0.0)
 
 
+def accuracy(ious: Sequence[float]) -> float:
+    """Fraction of expressions whose IoU is at least 0.5. ValueError without any."""
+    if not ious:
+        raise ValueError("no IoUs: an accuracy needs at least one; check which split was read")
+    return sum(overlap >= CORRECT_IOU for overlap in ious) / len(ious)
+
+
 def accuracy_by_split(ious: Sequence[float], splits: Sequence[str]) -> dict[str, float]:
-    """Fraction of expressions whose IoU is at least 0.5, by split, e.g. `{"val": .., "testA": .., "testB": ..}`.
+    """`accuracy` of every split by itself, e.g. `{"val": .., "testA": .., "testB": ..}`.
 
     ValueError unless every IoU has its split.
     """
     if len(ious) != len(splits):
         raise ValueError(f"{len(ious)} IoUs and {len(splits)} splits: give one of each for every expression")
-    found: dict[str, list[bool]] = {}
+    found: dict[str, list[float]] = {}
     for overlap, split in zip(ious, splits, strict=True):
-        found.setdefault(split, []).append(overlap >= CORRECT_IOU)
-    return {split: sum(right) / len(right) for split, right in found.items()}
+        found.setdefault(split, []).append(overlap)
+    return {split: accuracy(own) for split, own in found.items()}
 
 
 def upsample(heat_map: ArrayLike, height: int, width: int) -> np.ndarray:
@@ -55,7 +63,7 @@ def box_score(heat_map: ArrayLike, box: Box, area_exponent: float = 0.5) -> floa
 
     What lies outside the picture adds to the area and nothing to the sum. ValueError for negative sides.
     """
-    x, y, width, height = _checked(box)
+    x, y, width, height = checked(box)
     inside = np.asarray(heat_map)[_pixels(y, height), _pixels(x, width)]
     area = width * height
     return float(inside.sum(dtype=np.float64) / area**area_exponent) if area else 0.0
@@ -79,13 +87,29 @@ def peak(heat_map: ArrayLike) -> tuple[int, int]:
     return column, row
 
 
+def point(grid: ArrayLike, height: int, width: int) -> tuple[float, float]:
+    """x and y in a picture [height, width] of the middle of the patch where `grid` [rows, columns] is highest.
+
+    Not the peak of the enlarged map: bicubic interpolation overshoots in the outermost patches, and moves the peak of
+    one of them to the picture's edge.
+    """
+    rows, columns = np.shape(grid)
+    column, row = peak(grid)
+    return (column + 0.5) * width / columns, (row + 0.5) * height / rows
+
+
+def contains(box: Box, at: tuple[float, float]) -> bool:
+    """Whether a point x, y is in the box, edges included."""
+    (left, top, width, height), (x, y) = checked(box), at
+    return bool(left <= x <= left + width and top <= y <= top + height)
+
+
 def peak_in_box(heat_map: ArrayLike, box: Box) -> bool:
     """Pointing game: whether the peak of a map [height, width] is in the box, edges included.
 
     False for a map without positive values, which points nowhere.
     """
-    (left, top, width, height), (x, y) = _checked(box), peak(heat_map)
-    return bool(np.max(heat_map) > 0 and left <= x <= left + width and top <= y <= top + height)
+    return contains(box, peak(heat_map)) and bool(np.max(heat_map) > 0)
 
 
 def box_of_map(heat_map: ArrayLike, share: float = 0.5) -> tuple[int, int, int, int]:
@@ -128,15 +152,16 @@ def _pixels(start: float, length: float) -> slice:
     return slice(max(0, int(start)), max(0, int(start + length)))
 
 
-def _checked(box: Box) -> Box:
-    if len(box) < 4 or not (box[2] >= 0 and box[3] >= 0):
-        rule = "a box is x, y, width, height in pixels, neither side negative"
+def checked(box: Box) -> Box:
+    """The four numbers of a box, without what follows, such as a score. ValueError for fewer, or impossible ones."""
+    if len(box) < 4 or not (all(map(math.isfinite, box[:4])) and box[2] >= 0 and box[3] >= 0):
+        rule = "a box is x, y, width, height in pixels, all finite and neither side negative"
         raise ValueError(f"box {list(box)}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
     return box[:4]
 
 
 def _overlap(box_a: Box, box_b: Box) -> float:
-    (ax, ay, aw, ah), (bx, by, bw, bh) = _checked(box_a), _checked(box_b)
+    (ax, ay, aw, ah), (bx, by, bw, bh) = checked(box_a), checked(box_b)
     width, height = min(ax + aw, bx + bw) - max(ax, bx), min(ay + ah, by + bh) - max(ay, by)
     return float(max(0.0, width) * max(0.0, height))
 

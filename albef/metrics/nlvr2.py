@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from albef.metrics.pairing import check_ids
 
-Labels = Mapping[str, str | bool]
+Labels = Mapping[Any, str | bool]  # by identifier
 
 
 def nlvr2_accuracy(predictions: Labels, truths: Labels) -> float:
@@ -26,7 +27,7 @@ def nlvr2_consistency(predictions: Labels, truths: Labels) -> float:
     """
     consistent: dict[str, bool] = {}
     for identifier, right in _right(predictions, truths).items():
-        sentence = sentence_of(identifier)
+        sentence = sentence_of(str(identifier))
         consistent[sentence] = consistent.get(sentence, True) and right
     return sum(consistent.values()) / len(consistent)
 
@@ -41,6 +42,6 @@ def sentence_of(identifier: str) -> str:
     return "-".join([*parts[:2], parts[3]])
 
 
-def _right(predictions: Labels, truths: Labels) -> dict[str, bool]:
+def _right(predictions: Labels, truths: Labels) -> dict[Any, bool]:
     check_ids(predictions, truths)
     return {key: str(predictions[key]).lower() == str(label).lower() for key, label in truths.items()}

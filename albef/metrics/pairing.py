@@ -18,3 +18,8 @@ def check_ids(predictions: Mapping[Id, Any], truths: Mapping[Id, Any]) -> None:
     if found:
         rule = "every id of the split must be predicted once and no other; 1 and '1' are different ids"
         raise ValueError(f"{'; '.join(found)}: {rule}. Score the split that was predicted, whole")
+
+
+def counts(name: str, predictions: Mapping[Id, Any], truths: Mapping[Id, Any]) -> dict[str, int]:
+    """How many predictions there are, as `name`, and how many a figure is over, as `measured`, unless that is all."""
+    return {name: len(predictions)} | ({"measured": len(truths)} if len(truths) < len(predictions) else {})

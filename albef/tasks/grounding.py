@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -137,23 +138,40 @@ def evaluate(
 ) -> dict[str, Any]:
     """Percent of the phrases that are found, each phrase counted once.
 
-    `pointing`: the map's peak lies in a right box. `free`: the box around the peak overlaps a right one by the official
-    IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and `boxes_SPLIT` by split.
-    `without_peak` counts maps without a positive value, for which the largest box is taken.
+    `pointing`: the map's highest patch has its middle in a right box. `free`: the box around the peak overlaps a right
+    one by the official IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and
+    `boxes_SPLIT` by split; `with_candidates` counts the phrases that have any, unless all do. `without_peak` counts
+    maps without a positive value, for which the largest box is taken. Phrases whose right boxes show nothing of their
+    picture are wrong; a warning counts them.
     """
     maps = enumerate(_maps(model, processor, source, mode, layer, tick))
-    judged = [(f"{distributed.rank()}/{number}", judge(heat, example)) for number, (example, heat) in maps]
+    judged = [(f"{distributed.rank()}/{number}", judge(grid, example)) for number, (example, grid) in maps]
     rows = list(gather_results(judged).values())
-    figures: dict[str, Any] = {"phrases": len(rows)}
-    for name in ("pointing", "free", "boxes"):
-        found = [row[name] for row in rows if name in row]
-        if found:
-            figures[name] = 100 * float(np.mean(found))
-    splits = {row["split"] for row in rows if "boxes" in row} - {""}
-    for split in sorted(splits):
-        figures[f"boxes_{split}"] = 100 * float(np.mean([row["boxes"] for row in rows if row["split"] == split]))
+    _warn_of_the_invisible(rows)
+    figures: dict[str, Any] = {
+        "phrases": len(rows),
+        "pointing": 100 * float(np.mean([row["pointing"] for row in rows])),
+        "free": 100 * boxes.accuracy([row["free"] for row in rows]),
+    }
+    chosen = [row for row in rows if "boxes" in row]
+    if chosen:
+        ious, splits = [row["boxes"] for row in chosen], [row["split"] for row in chosen]
+        figures["boxes"] = 100 * boxes.accuracy(ious)
+        by_split = sorted(boxes.accuracy_by_split(ious, splits).items())
+        figures |= {f"boxes_{split}": 100 * share for split, share in by_split if split}
+        figures |= {"with_candidates": len(chosen)} if len(chosen) < len(rows) else {}
     figures["without_peak"] = sum(row["without_peak"] for row in rows)
     return figures
+
+
+def _warn_of_the_invisible(rows: Sequence[dict[str, Any]]) -> None:
+    invisible = [row["invisible"] for row in rows if row["invisible"]]
+    if invisible and distributed.rank() == 0:
+        warnings.warn(
+            f"{len(invisible)} of {len(rows)} phrases have no right box that shows anything of their picture, e.g. "
+            f"{invisible[0]}; they count as wrong. A box is x, y, width, height in pixels of the picture",
+            stacklevel=3,
+        )
 
 
 def _maps(
@@ -163,32 +181,43 @@ def _maps(
     mode: Mode,
     layer: int | None,
     tick: Callable[[int], None] | None,
-) -> Iterator[tuple[Example, np.ndarray]]:
-    """Every readable example with its map in the size of its picture, [height, width]."""
+) -> Iterator[tuple[Example, Tensor]]:
+    """Every readable example with its map over the patch grid, [rows, columns]."""
     for examples, pixels in in_batches(source, processor, 32, tick):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
         maps = text_maps(model, pixels[:, 0].to(model.device), ids, mask, mode, layer)
-        for example, heat in zip(examples, maps, strict=True):
-            assert example.size is not None  # read_example gives it
-            yield example, boxes.upsample(heat, *example.size)
+        yield from zip(examples, maps.cpu(), strict=True)
 
 
-def judge(heat: np.ndarray, example: Example) -> dict[str, Any]:
-    """Whether a map [height, width] finds what a phrase means: `pointing`, `free`, and `boxes` if it has candidates."""
+def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
+    """How a map over the patches [rows, columns] finds what a phrase means.
+
+    pointing        whether the middle of its highest patch lies in a right box
+    free, boxes     official IoU of the box around the peak, and, if there are candidates, of the best one, with the
+                    nearest right box
+    without_peak    whether it has no positive value
+    split           the phrase's
+    invisible       names the phrase if no right box shows anything of the picture, else empty
+    """
     truths = checked_boxes(example)
+    assert example.size is not None  # read_example gives it
+    at, heat = boxes.point(grid, *example.size), boxes.upsample(grid, *example.size)
 
-    def right(box: Box) -> bool:
-        return any(boxes.official_iou(box, truth) >= boxes.CORRECT_IOU for truth in truths)
+    def overlap(box: Box) -> float:
+        return max(boxes.official_iou(box, truth) for truth in truths)
 
+    height, width = example.size
+    seen = any(boxes.iou((0, 0, width, height), truth) > 0 for truth in truths)
     judged = {
-        "pointing": any(boxes.peak_in_box(heat, truth) for truth in truths),
-        "free": right(boxes.box_of_map(heat)),
+        "pointing": any(boxes.contains(truth, at) for truth in truths) and bool(heat.max() > 0),
+        "free": overlap(boxes.box_of_map(heat)),
         "split": example.split,
         "without_peak": not heat.max() > 0,
+        "invisible": "" if seen else f"{example.name}, {example.text!r}, {list(truths[0])}",
     }
     if example.candidates:
-        judged["boxes"] = right(best_box(heat, example.candidates)[0])
+        judged["boxes"] = overlap(best_box(heat, example.candidates)[0])
     return judged
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from albef.data.examples import ExampleSource, Kind
 from albef.data.processor import Processor
-from albef.metrics.classification import accuracy
-from albef.metrics.nlvr2 import nlvr2_consistency
+from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
+from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
 from albef.objectives.classify import AssignObjective
-from albef.tasks.classification import Classification, label_index, predict
+from albef.tasks.classification import Classification, Judged, chosen_and_true, predict
 from albef.tasks.learner import Memory
 from albef.tasks.pretrain import Pretrain
 
@@ -65,14 +66,23 @@ class TextAssignment(Pretrain):
 def evaluate(
     model: AlbefForPairs, processor: Processor, source: ExampleSource, tick: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """`accuracy`, and the official `consistency` if the examples are named as NLVR2's, in percent (spec §4.3)."""
-    found = predict(model, processor, source, tick=tick)
-    truth = {key: label_index(example, model.labels) for key, (example, _) in found.items()}
-    chosen = {key: int(row.argmax()) for key, (_, row) in found.items()}
-    figures = {"accuracy": 100 * accuracy(list(chosen.values()), list(truth.values())), "examples": len(truth)}
-    if all(str(key).count("-") == 3 for key in truth):
-        names = {str(key): model.labels[index] for key, index in chosen.items()}
-        figures["consistency"] = 100 * nlvr2_consistency(
-            names, {str(key): model.labels[index] for key, index in truth.items()}
-        )
-    return figures
+    """`figures` of what the model says of a source."""
+    return figures(predict(model, processor, source, tick=tick), model.labels)
+
+
+def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
+    """`accuracy` over the examples whose label is known, and the official `consistency`, in percent (spec §4.3).
+
+    Consistency is left out unless all labels are known and all examples named as NLVR2's.
+    """
+    chosen, truth = chosen_and_true(found, labels)
+    shares = {"accuracy": 100 * nlvr2_accuracy({key: chosen[key] for key in truth}, truth)} if truth else {}
+    if truth.keys() == chosen.keys() and all(str(key).count("-") == 3 for key in truth):
+        shares["consistency"] = 100 * nlvr2_consistency(chosen, truth)
+    return shares | counts("examples", chosen, truth)
+
+
+def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
+    """What NLVR2's official script reads: a line `identifier,label` for each pair."""
+    chosen, _ = chosen_and_true(found, labels)
+    path.write_text("".join(f"{key},{label}\n" for key, label in chosen.items()), encoding="utf-8")

@@ -19,6 +19,7 @@ from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
 from albef.files import ANSWERS
+from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
 from albef.models.config import AlbefConfig
@@ -110,12 +111,14 @@ def questions(processor: Processor, texts: Sequence[str], max_words: int, max_to
 def answer_list(source: ExampleSource, most: int | None = None, least: int = 1) -> list[str]:
     """The answers of a source, commonest first: the `most` common ones that people gave at least `least` times.
 
-    ValueError if none is left.
+    ValueError if none is left, or none is asked for.
     """
-    counts: Counter[str] = Counter()
+    if most is not None and most < 1:
+        raise ValueError(f"most {most}: a list of answers has at least one; leave it out to keep all")
+    times: Counter[str] = Counter()
     for index in range(len(source)):
-        counts.update(answer.strip() for answer in source[index].answers)
-    found = [answer for answer, count in counts.most_common() if count >= least and answer][:most]
+        times.update(answer.strip() for answer in source[index].answers)
+    found = [answer for answer, count in times.most_common() if count >= least and answer][:most]
     if not found:
         raise ValueError(f"no answer was given at least {least} times; lower that, or give questions with answers")
     return found
@@ -242,8 +245,8 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str | int, dict[str, str]]]:
     """Figures, and what was answered: `{question_id: {"ranked": .., "generated": ..}}`, each question once.
 
-    `ranked` and `generated` are accuracies in percent by the official rule of 2021, over questions with known answers.
-    `k` and `official` are those of `rank_answers`.
+    `ranked` and `generated` are accuracies in percent by the official rule of 2021, over the questions with known
+    answers; `measured` counts those, unless all have some. `k` and `official` are those of `rank_answers`.
     """
     answers = checked_answers(answers)
     listed = processor.answers(answers)
@@ -262,7 +265,7 @@ def evaluate(
     found = gather_results(rows)
     given = {key: both for key, (both, _) in found.items()}
     known = {key: truth for key, (_, truth) in found.items() if truth}
-    figures: dict[str, Any] = {"questions": len(given)}
+    figures: dict[str, Any] = dict(counts("questions", given, known))
     if known:
         for way in ("ranked", "generated"):
             figures[way] = vqa_accuracy({key: given[key][way] for key in known}, known)
