@@ -16,6 +16,7 @@ from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
+from albef.engine.train import autocast
 from albef.files import ANSWERS, model_folder
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -35,6 +36,7 @@ KINDS: dict[str, Kind] = {"vqa": "vqa", "classification": "classification", "nlv
 TASKS_OF = {
     "protocol": ("retrieval",),
     "captions": ("retrieval",),
+    "memory": ("retrieval",),
     "k": ("retrieval", "vqa"),
     "answers": ("vqa",),
     "official": ("vqa",),
@@ -69,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
             print(ZERO_SHOT)
         processor = Processor.from_pretrained(options.model)
         processor.image_size = model.config.image_size
-        figures = _evaluate(model, task, processor, options)
+        with autocast(device, options.precision):
+            figures = _evaluate(model, task, processor, options)
         if distributed.rank() == 0:
             print(table(figures))
             if options.json:
@@ -147,7 +150,9 @@ def _retrieval(model: AlbefModel, processor: Processor, options: argparse.Namesp
     gallery = with_bar(
         "encoding pictures",
         len(source),
-        lambda tick: ranking.encode(model, processor, source, options.captions, tick=tick),
+        lambda tick: ranking.encode(
+            model, processor, source, options.captions, tick=tick, memory=options.memory or ranking.MEMORY
+        ),
     )
     pictures = len(gallery.z_image)
     if distributed.rank() == 0:

@@ -407,7 +407,7 @@ def test_options_that_need_another(run, arguments, said):
 
 def test_every_option_of_evaluate_is_for_all_tasks_or_says_for_which():
     options = vars(_parser().parse_args(["evaluate", "model", "--data", "x.json"]))
-    common = {"model", "data", "image_root", "image_size", "json", "task", "run", "traceback"}
+    common = {"model", "data", "image_root", "image_size", "precision", "json", "task", "run", "traceback"}
     assert options.keys() == common | TASKS_OF.keys()
     assert all(options[name] is None or options[name] is False for name in TASKS_OF), "else they would look given"
 

@@ -15,6 +15,7 @@ import torch.multiprocessing as multiprocessing
 from albef import distributed
 from albef.engine.train import train
 from albef.recipe import Optim
+from albef.tasks import ranking
 from albef.tasks.pretrain import Pretrain
 from tests.worlds import make_world, tiny_recipe
 
@@ -56,7 +57,12 @@ def work(rank, world_size, port, world, folder, changes):
         run.mkdir(exist_ok=True)
         task = Reproducible(recipe, run)
         train(task, recipe, run, device)
-        torch.save((torch.stack(task.found), task.objective.state_dict()), folder / f"{world_size}-{rank}.pt")
+        # the odd record gives the ranks unequal shares; the last one shows a picture that the first rank has, too
+        source = [task.source[row] for row in (*range(14), 0)]
+        gallery = ranking.encode(task.model, task.processor, source, batch_size=3)
+        assert len(gallery.image_tokens) < 14 or world_size == 1, "each rank keeps its own pictures only"
+        scores = torch.stack([to_text for _, (to_text, _) in ranking.two_stage_scores(task.model, gallery, k=4)])
+        torch.save((torch.stack(task.found), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")
 
 
 def free_port():
@@ -70,7 +76,7 @@ def test_two_processes_equal_one(tmp_path, changes):
     world = make_world(tmp_path / "world")
     work(0, 1, 0, world, tmp_path, changes)
     multiprocessing.spawn(work, (2, free_port(), world, tmp_path, changes), nprocs=2)
-    (alone, one), (first, left), (_, right) = (
+    (alone, one, wanted), (first, left, scores), (_, right, others) = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )
     assert left.keys() == one.keys()
@@ -79,6 +85,8 @@ def test_two_processes_equal_one(tmp_path, changes):
         torch.testing.assert_close(left[name], one[name], atol=5e-5, rtol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
     # the words of a half are counted over all ranks, so even the mean over masked words is the global one
     torch.testing.assert_close(first, alone, atol=1e-5, rtol=1e-5)
+    assert scores.equal(others)
+    torch.testing.assert_close(scores, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_gather_and_total_are_the_identity_when_alone():

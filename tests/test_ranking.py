@@ -122,3 +122,34 @@ def test_no_readable_picture_is_an_error(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="check the paths and image_root"):
         ranking.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))
+
+
+def test_tokens_that_do_not_fit_wait_in_half_precision(model, processor, source, gallery):
+    gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30
+    halved = ranking.encode(model, processor, source, memory=gib * 0.6)
+    assert halved.image_tokens[0].dtype == torch.float16 and gallery.image_tokens[0].dtype == torch.float32
+    scores, wanted = (dict(ranking.two_stage_scores(model, found, k=4))["itm"][0] for found in (halved, gallery))
+    torch.testing.assert_close(scores, wanted, atol=5e-3, rtol=5e-3)
+    with pytest.raises(ValueError, match="give them more `memory`"):
+        ranking.encode(model, processor, source, memory=gib * 0.4)
+
+
+def test_ranking_in_bfloat16(model, gallery):
+    wanted = dict(ranking.two_stage_scores(model, gallery, k=4))["itm"][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = dict(ranking.two_stage_scores(model, gallery, k=4))["itm"][0]
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, wanted, atol=0.1, rtol=0.1)
+
+
+def test_what_a_text_scores_does_not_depend_on_its_company(model, processor, gallery):
+    """Texts of other lengths, in other numbers, in any order."""
+    said = ["red", "a circle to the left", "blue square", "left", "a green circle on the right of something", "square"]
+    texts, _ = ranking.encode_texts(model, processor, said)
+    tokens, order = gallery.image_tokens[:1], torch.tensor([3, 1, 5, 0, 4, 2])
+    ((rows, logits),) = ranking.match(model, tokens, texts, [order])
+    assert sorted(rows.tolist()) == list(range(6)) and len(texts.lengths.unique()) > 2
+    for row, logit in zip(rows.tolist(), logits, strict=True):
+        alone, _ = ranking.encode_texts(model, processor, [said[row]])
+        ((_, wanted),) = ranking.match(model, tokens, alone, [torch.tensor([0])])
+        torch.testing.assert_close(logit, wanted[0], atol=1e-5, rtol=1e-5)
