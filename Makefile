@@ -26,8 +26,8 @@ check: $(VENV)/dev  ## formatting, lint, types, then the tests: what CI runs
 	@$(BIN)/mypy --no-error-summary albef
 	@$(MAKE) --no-print-directory test
 
-bench: $(VENV)/dev  ## time and memory of a training step
-	@$(BIN)/python -m benchmarks.step $(ARGS)
+bench: $(VENV)/dev  ## time, memory and arithmetic of training, ranking, loading and search
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 easy-vqa: $(VENV)/run  ## questions about the pictures of the package easy-vqa, from scratch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check easy-vqa==1.0

@@ -24,6 +24,11 @@ def world_size() -> int:
     return dist.get_world_size() if active() else 1
 
 
+def ranks_of_this_host() -> int:
+    """As torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if active() else 1
+
+
 @contextmanager
 def session() -> Iterator[torch.device]:
     """Joins the group that `torchrun` describes, if any, and gives the device of this process."""
@@ -55,9 +60,10 @@ def gather(x: Tensor) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """Sum over the ranks, without gradient."""
+    if not active():
+        return x.detach()
     x = x.detach().clone()
-    if active():
-        dist.all_reduce(x)
+    dist.all_reduce(x)
     return x
 
 

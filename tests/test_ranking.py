@@ -125,21 +125,39 @@ def test_no_readable_picture_is_an_error(model, processor, tmp_path):
 
 
 def test_tokens_that_do_not_fit_wait_in_half_precision(model, processor, source, gallery):
-    gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30
-    halved = ranking.encode(model, processor, source, memory=gib * 0.6)
-    assert halved.image_tokens[0].dtype == torch.float16 and gallery.image_tokens[0].dtype == torch.float32
+    gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30  # for a picture a record
+    halved = ranking.encode(model, processor, source, batch_size=5, memory=gib * 0.6)
+    assert {tokens.dtype for tokens in halved.image_tokens} == {torch.float16} and gallery.image_tokens[
+        0
+    ].dtype == torch.float32
     scores, wanted = (dict(ranking.two_stage_scores(model, found, k=4))["itm"][0] for found in (halved, gallery))
     torch.testing.assert_close(scores, wanted, atol=5e-3, rtol=5e-3)
-    with pytest.raises(ValueError, match="give them more `memory`"):
+    with pytest.raises(ValueError, match="allow more `memory`"):
         ranking.encode(model, processor, source, memory=gib * 0.4)
 
 
 def test_ranking_in_bfloat16(model, gallery):
     wanted = dict(ranking.two_stage_scores(model, gallery, k=4))["itm"][0]
     with torch.autocast("cpu", torch.bfloat16):
-        scores = dict(ranking.two_stage_scores(model, gallery, k=4))["itm"][0]
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, wanted, atol=0.1, rtol=0.1)
+        scores = dict(ranking.two_stage_scores(model, gallery, k=4))
+    assert scores["itm"][0].dtype == torch.float32
+    torch.testing.assert_close(scores["itm"][0], wanted, atol=0.1, rtol=0.1)
+    assert scores["itc"][0].equal(gallery.z_image @ gallery.z_text.T), "cosines keep all their digits"
+
+
+def test_a_picture_without_candidates(model, gallery):
+    found = list(ranking.match(model, gallery.image_tokens[:2], gallery.texts, [torch.tensor([], dtype=int)] * 2))
+    assert [logits.shape for _, logits in found] == [(0, 2)] * 2
+    assert not ranking.match_logits(model, gallery, torch.zeros(16, len(gallery.texts), dtype=torch.bool)).any()
+
+
+@pytest.mark.parametrize(("own", "total"), [(2, 5), (3, 5), (1, 1), (4, 16)])
+def test_a_share_tells_of_the_whole(own, total):
+    told = []
+    report = ranking._of_all(told.append, own, total)
+    for _ in range(own):
+        report(1)
+    assert sum(told) == total and len(told) == own
 
 
 def test_what_a_text_scores_does_not_depend_on_its_company(model, processor, gallery):

@@ -157,7 +157,8 @@ def pixels_of(image: Image.Image) -> Tensor:
 def resized_for_training(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """RGB PIL picture, bicubic with antialiasing, to uint8 [height, width, 3].
 
-    By PyTorch, whose AVX2 code takes a sixth of Pillow's time and whose values lie within 2 of Pillow's.
+    By PyTorch, whose AVX2 code takes a sixth of Pillow's time. Values differ from Pillow's by 0.3 of 255 in the mean
+    where the picture is distorted most.
     """
     pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # [1, 3, h, w], colours innermost in memory
     return F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)

@@ -35,8 +35,9 @@ class Task(Protocol):
     """Whether some parameters take no part in some steps."""
     pairs: int
     """Training pairs in one epoch."""
-    flops_per_pair: float
-    """Floating-point operations of the last step, per pair."""
+
+    def flops_per_pair(self) -> float:
+        """Floating-point operations of the last step, per pair; 0 if they aren't counted."""
 
     def batches(self, start_step: int) -> Iterator[dict[str, Any]]: ...
 
@@ -166,8 +167,8 @@ class _Run:
         )
         figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": self.seconds}
         peak = peak_flops(self.device)
-        if peak and self.task.flops_per_pair:
-            figures["mfu"] = speed * self.task.flops_per_pair / (peak * distributed.world_size())
+        if peak and (flops := self.task.flops_per_pair()):
+            figures["mfu"] = speed * flops / (peak * distributed.world_size())
         if self.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if self.broken.failures:

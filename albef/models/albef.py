@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,9 @@ class AlbefModel(Backbone):
         """Text states -> unit vectors [B, embed_dim]."""
         return F.normalize(self.text_proj(text_states[:, 0]).float(), dim=-1)
 
-    def fuse(self, text_states: Tensor, attention_mask: Tensor | Layout, keys_values: Tensor, **options) -> Tensor:
+    def fuse(
+        self, text_states: Tensor, attention_mask: Tensor | Layout, keys_values: Tensor | Sequence[Tensor], **options
+    ) -> Tensor:
         """Text states read the picture's `fusion_encoder.keys_values` -> fused states [B, L, text_width].
 
         `options` are those of the fusion encoder's forward pass.

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """[B, L, parts * H * d] -> `parts` tensors [B, H, L, d]."""
-    return x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    # apart first, then transposed: the gradients come together in one copy
+    return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (parts, heads, -1)).unbind(2))
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -45,3 +48,28 @@ def attend(
         probabilities.retain_grad()
     record.append(probabilities)
     return F.dropout(probabilities, dropout) @ v
+
+
+class GeluLinear(torch.autograd.Function):
+    """`linear(gelu(x))`, which keeps x alone for the backward pass: gelu(x), the other largest activation of a block,
+    is cheaper to compute again than to hold."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight.to(x.dtype), bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        of_weight = rows.T @ F.gelu(x).flatten(0, -2)
+        of_x = torch.ops.aten.gelu_backward(gradient @ weight.to(gradient.dtype), x)
+        return of_x, of_weight.to(weight.dtype), rows.sum(0).to(weight.dtype)
+
+
+def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """`layer(gelu(x))`."""
+    if not torch.is_grad_enabled():
+        return layer(F.gelu(x))
+    return GeluLinear.apply(x, layer.weight, layer.bias)

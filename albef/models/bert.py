@@ -9,6 +9,7 @@ it is compared with.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from albef.models.attention import attend, merge_heads, split_heads
+from albef.models.attention import attend, gelu_linear, merge_heads, split_heads
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout, Padded, as_layout
+
+Pair = tuple[Tensor, Tensor]  # keys and values
 
 
 class BertLayer(nn.Module):
@@ -43,24 +46,25 @@ class BertLayer(nn.Module):
         self,
         x: Tensor,
         words: Layout,
-        keys_values: tuple[Tensor, Tensor] | None = None,
+        seen: Sequence[Pair] = (),
         record: list[Tensor] | None = None,
         cls_only: bool = False,
         begun: bool = False,
         seen_mask: Tensor | None = None,
         past: list[Tensor] | None = None,
     ) -> Tensor:
-        """x [B, L, D] or, packed, [N, D]; keys and values of what is seen, a row per text or one for all [B, H, S, d].
+        """x [B, L, D] or, packed, [N, D]; `seen`: keys and values of what is read, [I, H, S, d] each.
 
-        With `cls_only` only the first token of each text is carried through: [B, 1, D]. `begun` leaves out the first
-        half, which was done. `seen_mask` [B, 1, 1, S] hides some of what is seen. `past` holds the keys and values of
-        earlier words, which x goes on from, and receives those of x.
+        The last rows read the later pairs, a row each; those before them read the first, in turns (I may be 1). With
+        `cls_only` only the first token of each text is carried through: [B, 1, D]. `begun` leaves out the first half,
+        which was done. `seen_mask` [B, 1, 1, S] hides some of what is seen. `past` holds the keys and values of earlier
+        words, which x goes on from, and receives those of x.
         """
         if not begun:
             x = self.read_words(x, words, cls_only, past)
         elif cls_only:
             x = words.first(x)
-        return self.read_seen(x, Padded() if cls_only else words, keys_values, record, seen_mask)
+        return self.read_seen(x, Padded() if cls_only else words, seen, record, seen_mask)
 
     def read_words(self, x: Tensor, words: Layout, cls_only: bool = False, past: list[Tensor] | None = None) -> Tensor:
         """The layer's first half, self-attention: the same for every picture."""
@@ -84,24 +88,36 @@ class BertLayer(nn.Module):
         self,
         x: Tensor,
         words: Layout,
-        keys_values: tuple[Tensor, Tensor] | None,
+        seen: Sequence[Pair],
         record: list[Tensor] | None = None,
         seen_mask: Tensor | None = None,
     ) -> Tensor:
         """The second half: cross-attention and feed-forward."""
         dropout = self.dropout if self.training else 0.0
-        if keys_values is not None:
-            q, (k, v) = self.cross_query(x), keys_values
-            if shared := len(k) == 1 and record is None:
-                q = q.reshape(1, -1, q.shape[-1])  # all texts ask one picture: one long row, without padding
+        if seen:
+            q = self.cross_query(x)
+            if shared := len(seen) == 1 and len(seen[0][0]) == 1 and record is None:
+                rows = q.reshape(1, -1, q.shape[-1])  # all texts ask one picture: one long row, without padding
             else:
-                q = words.spread(q)
-                k, v = (part.expand(len(q), -1, -1, -1) for part in (k, v))
-            (q,) = split_heads(q, 1, self.heads)
-            seen = merge_heads(attend(q, k, v, seen_mask, dropout, record))
-            seen = seen.view(x.shape) if shared else words.collect(seen)
-            x = self.cross_norm(x + F.dropout(self.cross_out(seen), dropout))
-        return self.norm(x + F.dropout(self.fc2(F.gelu(self.fc1(x))), dropout))
+                rows = words.spread(q)
+            sizes = [len(k) for k, _ in seen[1:]]
+            parts = rows.split([len(rows) - sum(sizes), *sizes])
+            read = [self._ask(part, *kv, seen_mask, dropout, record) for part, kv in zip(parts, seen, strict=True)]
+            found = torch.cat(read) if sizes else read[0]
+            found = found.view(x.shape) if shared else words.collect(found)
+            x = self.cross_norm(x + F.dropout(self.cross_out(found), dropout))
+        return self.norm(x + F.dropout(gelu_linear(self.fc1(x), self.fc2), dropout))
+
+    def _ask(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None
+    ) -> Tensor:
+        """Rows q [turns * I, L, D] ask I pictures, in turns: a picture's keys and values are never copied."""
+        turns, length = len(q) // len(k), q.shape[1]
+        if turns > 1:
+            q = q.unflatten(0, (turns, -1)).transpose(0, 1).flatten(1, 2)
+        (q,) = split_heads(q, 1, self.heads)
+        read = merge_heads(attend(q, k, v, mask, dropout, record))
+        return read.unflatten(1, (turns, length)).transpose(0, 1).flatten(0, 1) if turns > 1 else read
 
 
 class TextEncoder(nn.Module):
@@ -161,28 +177,31 @@ class FusionEncoder(nn.Module):
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:
         """What no picture changes, the first layer's self-attention: once for a text, whatever it is compared with."""
         layer: Any = self.layers[0]
-        return layer.read_words(text_states, words)
+        return _run(layer.read_words, self.gradient_checkpointing, text_states, words)
 
     def forward(
         self,
         text_states: Tensor,
         attention_mask: Tensor | Layout,
-        keys_values: Tensor,
+        keys_values: Tensor | Sequence[Tensor],
         record: list[Tensor] | None = None,
         record_layer: int = -1,
         cls_only: bool = False,
         begun: bool = False,
     ) -> Tensor:
-        """`keys_values` has a row per text, or a single row that all texts share.
+        """`keys_values` has a row per text, or a single row that all texts share. Of several, each but the first has a
+        row per text for the last texts, and the texts before them ask the first's pictures in turns.
 
         `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
         receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
         that `text_states` come from `begin`. With a `Packed` layout for the mask states are [N, D].
         """
         words = as_layout(attention_mask)
-        if len(keys_values) not in (1, words.shape[0]):
-            raise ValueError(f"keys_values: expected 1 or {words.shape[0]} rows, one per text, got {len(keys_values)}")
-        parts = by_layer(keys_values, len(self.layers), self.heads)
+        own, *others = [keys_values] if isinstance(keys_values, Tensor) else keys_values
+        texts = words.shape[0] - sum(map(len, others))
+        if not len(own) or texts % len(own) or (len(own) not in (1, texts) and not others):
+            raise ValueError(f"keys_values: expected 1 or {texts} rows, one per text, got {len(own)}")
+        parts = list(zip(*(by_layer(part, len(self.layers), self.heads) for part in (own, *others)), strict=True))
         x = text_states
         for index, layer in enumerate(self.layers):
             recorded = record if index == record_layer % len(self.layers) else None
@@ -214,7 +233,7 @@ class PairEncoder(nn.Module):
         pictures = [by_layer(kv, len(self.layers) // 2, self.heads) for kv in (first, second)]
         words, x = as_layout(attention_mask), text_states
         for index, layer in enumerate(self.layers):
-            parts, last = pictures[index % 2][index // 2], layer is self.layers[-1]
+            parts, last = [pictures[index % 2][index // 2]], layer is self.layers[-1]
             x = _run(layer, self.gradient_checkpointing, x, words, parts, None, last)
         return x
 
@@ -254,7 +273,7 @@ class AnswerDecoder(nn.Module):
         causal = Padded(torch.ones(1, 1, length, start + length, dtype=torch.bool, device=x.device).tril(start))
         for index, layer in enumerate(self.layers):
             own = None if past is None else past[index]
-            x = _run(layer, self.gradient_checkpointing, x, causal, parts[index], None, False, False, seen_mask, own)
+            x = _run(layer, self.gradient_checkpointing, x, causal, [parts[index]], None, False, False, seen_mask, own)
         return x
 
     def fill_in(self, states: Tensor) -> Tensor:
@@ -275,13 +294,13 @@ class MlmHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
 
 
-def by_layer(keys_values: Tensor, layers: int, heads: int) -> list[tuple[Tensor, Tensor]]:
+def by_layer(keys_values: Tensor, layers: int, heads: int) -> list[Pair]:
     """[B, S, layers * 2 * D] -> keys and values of each layer, [B, H, S, d]."""
     parts = split_heads(keys_values, 2 * layers, heads)
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _run(layer: nn.Module, checkpointed: bool, *inputs) -> Tensor:
+def _run(layer: Callable[..., Tensor], checkpointed: bool, *inputs) -> Tensor:
     if checkpointed and torch.is_grad_enabled():
         return checkpoint(layer, *inputs, use_reentrant=False)
     return layer(*inputs)

@@ -7,6 +7,8 @@ Linear layers don't mind; only attention needs rows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,35 +38,75 @@ class Padded:
 class Packed(Padded):
     """States [N, D] of the words alone, text after text: nothing is computed for padding."""
 
-    def __init__(
-        self, attention_mask: Tensor, device: torch.device | None = None, readable: Tensor | None = None
-    ) -> None:
-        """`attention_mask` [P, L] (1 = word); its first column is a word everywhere. From a mask on the host, N is
-        known without waiting for the `device`. Where some of these words are padding after all, `readable` [P, L] says
-        what is not."""
-        self.readable = attention_mask.to(device) if readable is None else readable
-        super().__init__(self.readable)
-        words = attention_mask.flatten()
-        self.places = words.nonzero().squeeze(1).to(device, non_blocking=True)  # [N] in P * L
-        # [P * L]; for padding an earlier word, which the mask hides
-        self.words = (words.cumsum(0) - 1).to(device, non_blocking=True)
-        self.known = attention_mask
+    def __init__(self, readable: Tensor, places: Tensor, words: Tensor) -> None:
+        """`readable` [P, L]: 1 where a word may be read. `places` [N]: where each word stands among the P * L places;
+        `words` [P * L]: the word at each place, or for padding any other, which `readable` hides."""
+        super().__init__(readable)
+        self.readable, self.places, self.words = readable, places, words
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, device: torch.device | None = None) -> Packed:
+        """The texts of a mask [P, L] (1 = word), whose first column is a word everywhere, on `device`.
+
+        From a mask on the host nobody waits for the device to know N.
+        """
+        places, words = attention_mask.flatten().nonzero().squeeze(1), attention_mask.flatten().cumsum(0) - 1
+        return cls(*(x.to(device, non_blocking=True) for x in (attention_mask, places, words)))
 
     def beside(self, others: Tensor, copies: int) -> Packed:
-        """The layout of `copies` of these texts, one after the other, and then of the texts `others` [M] in full
-        length: what they are is known to the device alone."""
-        rest = torch.ones_like(self.known[:1]).expand(len(others), -1)
-        readable = [*[self.readable] * copies, self.readable[others]]
-        return Packed(torch.cat([*[self.known] * copies, rest]), others.device, torch.cat(readable))
+        """The layout of these texts, then of the texts `others` [M] in full length, since the device alone knows which
+        they are, and then of these again, `copies` times."""
+        (texts, length), words = self.shape, len(self.places)
+        rest = torch.arange(len(others) * length, device=others.device)
+        again = range(copies)
+        places_before, words_before = (texts + len(others)) * length, words + len(rest)
+        return Packed(
+            torch.cat([self.readable, self.readable[others], *[self.readable] * copies]),
+            torch.cat(
+                [
+                    self.places,
+                    texts * length + rest,
+                    *(self.places + places_before + turn * texts * length for turn in again),
+                ]
+            ),
+            torch.cat([self.words, words + rest, *(self.words + words_before + turn * words for turn in again)]),
+        )
 
     def spread(self, x: Tensor) -> Tensor:
-        return x.index_select(0, self.words).unflatten(0, self.shape)
+        return _Spread.apply(x, self.words, self.places).unflatten(0, self.shape)
 
     def collect(self, rows: Tensor) -> Tensor:
-        return rows.flatten(0, 1).index_select(0, self.places)
+        return _Collect.apply(rows.flatten(0, 1), self.places)
 
     def first(self, x: Tensor) -> Tensor:
         return x.index_select(0, self.words.view(self.shape)[:, 0])[:, None]
+
+
+class _Spread(torch.autograd.Function):
+    """What stands in padding is read by nobody, so its gradient is 0, and that of the words is a selection."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, words: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.index_select(0, words)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _Collect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.shape = rows.shape
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy_(0, places, gradient), None
 
 
 Layout = Padded | Packed

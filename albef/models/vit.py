@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from albef.models.attention import attend, merge_heads, split_heads
+from albef.models.attention import attend, gelu_linear, merge_heads, split_heads
 from albef.models.config import AlbefConfig
 
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, record: list[Tensor] | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.heads)  # 3 x [B, H, S, D/H]
         x = x + self.proj(merge_heads(attend(q, k, v, record=record)))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + gelu_linear(self.fc1(self.norm2(x)), self.fc2)
 
 
 class VisionTransformer(nn.Module):

@@ -92,14 +92,13 @@ def match(
     there wasn't.
     """
     count, image_n, text_n = image_n.shape[1], image_n.T.flatten(), text_n.T.flatten()
-    own = torch.arange(len(keys_values), device=text.device)
-    images = torch.cat([own, image_n, own.repeat(count)])
     text = model.fusion_encoder.begin(text, words)
-    texts = torch.cat([text] * (1 + count) + [words.spread(text)[text_n].flatten(0, 1)])
-    pairs = words.beside(text_n, copies=1 + count)
-    fused = model.fuse(texts, pairs, keys_values[images], cls_only=True, begun=True)
-    weights = matching_weights(len(own), torch.cat([image_n, text_n]))
-    return matching_loss(model.match(fused).float(), len(own), weights, per_rank(weights.sum()))
+    texts = torch.cat([text, words.spread(text)[text_n].flatten(0, 1), *[text] * count])
+    pairs = words.beside(text_n, copies=count)
+    fused = model.fuse(texts, pairs, (keys_values, keys_values[image_n]), cls_only=True, begun=True)
+    own = len(keys_values)
+    weights = matching_weights(own, torch.cat([text_n, image_n]))
+    return matching_loss(model.match(fused).float(), own, weights, per_rank(weights.sum()))
 
 
 def draw_both(logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class AssignObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
-        words = batch.get("words") or Packed(batch["attention_mask"], model.device)
+        words = batch.get("words") or Packed.of(batch["attention_mask"], model.device)
         tokens = model.encode_image(batch["pixel_values"])
         pairs, labels = self.draw_pairs(tokens.detach(), None if self.official else batch["image_id"])
         keys_values = model.pair_encoder.keys_values(tokens)

@@ -63,7 +63,7 @@ class PretrainObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
-        words = batch.get("words") or Packed(batch["attention_mask"], self.model.device)
+        words = batch.get("words") or Packed.of(batch["attention_mask"], self.model.device)
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
@@ -94,7 +94,7 @@ class PretrainObjective(nn.Module):
         with torch.no_grad():
             teacher = self.teacher.model
             logits_t = logits(teacher, teacher.fusion_encoder.keys_values(image_t))
-            count = per_rank(torch.tensor(float(len(masked.labels)), device=image_t.device))
+            count = per_rank(torch.full((), float(len(masked.labels)), device=image_t.device))
         return masked_word_loss(logits(self.model, keys_values), masked.labels, logits_t, alpha, count)
 
     def mask(self, batch: Batch, device: torch.device) -> Masked:

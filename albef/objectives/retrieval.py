@@ -39,7 +39,7 @@ class RetrievalObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of ITC's targets."""
-        words = batch.get("words") or Packed(batch["attention_mask"], self.model.device)
+        words = batch.get("words") or Packed.of(batch["attention_mask"], self.model.device)
         with torch.no_grad():
             if not self.official:
                 self.model.temp.clamp_(0.001, 0.5)

@@ -42,7 +42,6 @@ class Learner:
     (`teach`) and what it is measured by (`measure`, `score`, `headline`).
     """
 
-    flops_per_pair = 0.0  # not counted
     find_unused_parameters = False
 
     source: Any
@@ -151,6 +150,9 @@ class Learner:
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; their sum is learnt from."""
         return objective(batch, self.alpha(step))
+
+    def flops_per_pair(self) -> float:
+        return 0.0  # not counted
 
     def alpha(self, step: int) -> float:
         """The teacher's share of the targets at this step."""

@@ -24,6 +24,9 @@ from albef.tasks.learner import Learner
 class Pretrain(Learner):
     """Image-text pre-training on the pairs of `recipe.data.train`."""
 
+    last: tuple[Tensor, bool] | None = None
+    """How long the texts of the last step were, on the host, and whether they were fused."""
+
     def make(self, config: AlbefConfig) -> Any:
         model = AlbefModel(replace(config, mlm_head=True))
         model.temp.data.fill_(self.recipe.objective.temp)
@@ -65,17 +68,23 @@ class Pretrain(Learner):
         return training, Collate(self.processor, self.recipe.data.max_tokens)
 
     def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        words = Packed(batch["attention_mask"], device)
+        self.lengths = batch["attention_mask"].sum(1)
+        words = Packed.of(batch["attention_mask"], device)
         masked = {"masked": self.objective.mask(batch, device)} if isinstance(self.objective, PretrainObjective) else {}
         return {**super().prepare(batch, device), "words": words, **masked}
 
     def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; their sum is learnt from."""
-        options, words = self.recipe.objective, batch["input_ids"].shape[1]
-        fuse = progress >= options.align_first
-        config = self.model.config
-        self.flops_per_pair = pretraining_flops(config, words, options.mlm_probability, options.itm_negatives, fuse)
+        fuse = progress >= self.recipe.objective.align_first
+        self.last = self.lengths, fuse
         return objective(batch, self.alpha(step), fuse)
+
+    def flops_per_pair(self) -> float:
+        if self.last is None:
+            return 0.0
+        options, (lengths, fuse) = self.recipe.objective, self.last
+        config = self.model.config
+        return pretraining_flops(config, lengths.tolist(), options.mlm_probability, options.itm_negatives, fuse)
 
     def measure(self, source: Source) -> dict[str, Any]:
         """Zero-shot retrieval: recalls by ITC, by ITM and by their sum."""

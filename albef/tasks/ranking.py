@@ -21,7 +21,8 @@ from albef.models.layout import Packed
 
 NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
-TEXTS_AT_ONCE = 64
+TEXTS_AT_ONCE = {"cpu": 64}
+OTHERWISE = 512  # on a GPU; nobody has measured it
 Tick = Callable[[int], None]
 
 
@@ -42,7 +43,7 @@ class Texts:
         mask = self.mask[rows, : int(self.lengths[rows].max())]
         places = self.starts[rows, None] + torch.arange(mask.shape[1])
         device = self.states.device
-        return self.states.index_select(0, places[mask.bool()].to(device)), Packed(mask, device)
+        return self.states.index_select(0, places[mask.bool()].to(device)), Packed.of(mask, device)
 
 
 @dataclass
@@ -75,11 +76,12 @@ def encode(
 
     Records of one picture are one row with all their captions. Pictures that can't be read are left out with a warning;
     ValueError if none can. Image tokens wait on the host, in half precision if they would take more than `memory` GiB
-    otherwise. `tick` is told of every record done, here and on other ranks.
+    otherwise, which the ranks of a host share. `tick` is told of every record done, of all ranks as far as this one has
+    got with its own.
     """
     rank, world = distributed.rank(), distributed.world_size()
     share = range(len(source) * rank // world, len(source) * (rank + 1) // world)
-    dtype = _storage(model, len(share), memory)
+    tick = _of_all(tick, len(share), len(source))
     found: list[tuple[str, list[str]]] = []
 
     def batches() -> Iterator[Tensor]:
@@ -93,12 +95,11 @@ def encode(
                     fresh.append(row)
                 seen.add(record.image_id)
                 found.append((record.image_id, record.captions))
-            if tick:
-                tick(len(indices) * world)
+            tick(len(indices))
             if fresh:
                 yield processor.normalise(pixels[fresh].to(model.device))
 
-    tokens, z_image = encode_images(model, batches(), dtype)
+    tokens, z_image = encode_images(model, batches(), memory / distributed.ranks_of_this_host())
     captions: dict[str, list[str]] = {}
     counts = [0]
     for part in distributed.gather_objects(found):
@@ -117,29 +118,43 @@ def encode(
     return Gallery([tokens[row] for row in rows], z_image, *encoded, image_of_text, counts[rank])
 
 
-def _storage(model: AlbefModel, pictures: int, memory: float) -> torch.dtype:
-    """The precision in which image tokens of so many pictures fit into `memory` GiB. ValueError if none does."""
-    numbers = pictures * model.config.image_tokens * model.config.vision_width
-    for dtype in (torch.float32, torch.float16):
-        if numbers * dtype.itemsize <= memory * 2**30:
-            return dtype
-    raise ValueError(
-        f"the tokens of {pictures} pictures take {numbers * 2 / 2**30:.1f} GiB in half precision, more than the "
-        f"{memory:g} GiB allowed; give them more `memory`, or share them among more processes (torchrun)"
-    )
+def _of_all(tick: Tick | None, own: int, total: int) -> Tick:
+    """A `tick` for a share of `own` things that tells of the `total` as if the others were as far."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if tick:
+            tick(done * total // own - before * total // own)
+
+    return report
 
 
 @torch.no_grad()
-def encode_images(
-    model: AlbefModel, batches: Iterable[Tensor], dtype: torch.dtype = torch.float32
-) -> tuple[list[Tensor], Tensor]:
-    """Batches of normalised pixels -> each picture's tokens [S, Dv] on the host, and all unit vectors [I, E]."""
+def encode_images(model: AlbefModel, batches: Iterable[Tensor], memory: float = MEMORY) -> tuple[list[Tensor], Tensor]:
+    """Batches of normalised pixels -> each picture's tokens [S, Dv] on the host, and all unit vectors [I, E].
+
+    The tokens are kept in half precision if they take more than `memory` GiB otherwise; ValueError if that is not
+    enough.
+    """
     kept: list[Tensor] = []
     z_image = [torch.empty(0, model.config.embed_dim, device=model.device)]
+    dtype, numbers = torch.float32, 0
     for batch in batches:
         tokens = model.encode_image(batch)
         kept += tokens.to("cpu", dtype).unbind()
         z_image.append(model.project_image(tokens))
+        numbers += tokens.numel()
+        if numbers * dtype.itemsize > memory * 2**30:
+            dtype = torch.float16
+            for row, wide in enumerate(kept):
+                kept[row] = wide.to(dtype)
+        if numbers * dtype.itemsize > memory * 2**30:
+            raise ValueError(
+                f"the tokens of {len(kept)} pictures already take more than the {memory:.3g} GiB that this process may "
+                "give them, in half precision; allow more `memory`, or share them among more machines"
+            )
     return kept, torch.cat(z_image)
 
 
@@ -152,7 +167,7 @@ def encode_texts(
     ids, mask = words["input_ids"], words["attention_mask"]
     states, z_text = [], []
     for some_ids, some_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
-        layout = Packed(some_mask, model.device)
+        layout = Packed.of(some_mask, model.device)
         encoded = model.encode_text(some_ids.to(model.device), layout)
         states.append(model.fusion_encoder.begin(encoded, layout))
         z_text.append(model.project_text(layout.first(encoded)))
@@ -168,11 +183,12 @@ def match(
     A picture's keys and values are computed once for all its texts, a text's first self-attention once for all its
     pictures, nothing for padding, and in the last layer only the first token.
     """
+    at_once = TEXTS_AT_ONCE.get(model.device.type, OTHERWISE)
     for tokens, rows in zip(image_tokens, chosen, strict=True):
         rows = rows[texts.lengths[rows].argsort(stable=True)]
-        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, torch.float32))
+        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, non_blocking=True).float())
         logits = [torch.empty(0, 2, device=model.device)]
-        for some in rows.split(TEXTS_AT_ONCE):
+        for some in rows.split(at_once) if len(rows) else ():
             states, words = texts.some(some)
             logits.append(model.match(model.fuse(states, words, keys_values, cls_only=True, begun=True)).float())
         yield rows, torch.cat(logits)
@@ -182,16 +198,16 @@ def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick 
     """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
 
     A pair that both directions shortlist is scored once. Of several ranks each scores its own pictures. `tick` is told
-    of every picture done, here and on other ranks.
+    of every picture done, as in `encode`.
     """
+    tick = _of_all(tick, len(gallery.image_tokens), len(pairs))
     scores = torch.zeros(pairs.shape, device=model.device)
     own = pairs[gallery.first : gallery.first + len(gallery.image_tokens)].cpu()
     chosen = (row.nonzero().squeeze(1) for row in own)
     found = match(model, gallery.image_tokens, gallery.texts, chosen)
     for number, (rows, logits) in enumerate(found, gallery.first):
         scores[number, rows.to(scores.device)] = logits[:, 1]
-        if tick:
-            tick(distributed.world_size())
+        tick(1)
     return distributed.total(scores)
 
 
@@ -210,11 +226,13 @@ def two_stage_scores(
     alone orders the shortlist of k. `sum`: that logit plus the cosine, as LAVIS does. Outside the shortlist the last
     two are -100.
     """
-    cosines = gallery.z_image @ gallery.z_text.T
+    with torch.autocast(gallery.z_image.device.type, enabled=False):  # bfloat16 would tie what differs
+        cosines = gallery.z_image @ gallery.z_text.T
     yield "itc", (cosines, cosines.T)
     by_image, by_text = shortlist(cosines, k), shortlist(cosines.T, k)
     logits = match_logits(model, gallery, by_image | by_text.T, tick)
-    for name, scores in (("itm", logits), ("sum", logits + cosines)):
+    for name, other in (("itm", None), ("sum", cosines)):
+        scores = logits if other is None else logits + other
         yield name, (scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE))
 
 

@@ -1,4 +1,4 @@
-"""When does re-ranking help? The shipped model by candidates and by gallery size: `python -m benchmarks.reranking`."""
+"""When does re-ranking help? The shipped model by candidates and by gallery size: `python -m benchmarks.candidates`."""
 
 from __future__ import annotations
 

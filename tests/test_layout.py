@@ -1,0 +1,71 @@
+"""Words without padding give what words with padding give, outputs and gradients."""
+
+import pytest
+import torch
+
+from albef.models.albef import AlbefModel
+from albef.models.layout import Packed, Padded
+from tests.worlds import TINY
+
+LENGTHS = (6, 2, 4)
+MASK = (torch.arange(6) < torch.tensor(LENGTHS)[:, None]).long()
+
+
+def model_and_inputs():
+    torch.manual_seed(0)
+    model = AlbefModel(TINY)
+    ids = torch.randint(5, 100, MASK.shape) * MASK
+    return model, ids, torch.randn(3, *[3, *TINY.image_size])
+
+
+def states(model, ids, pixels, words, cls_only):
+    keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels))
+    return model.fuse(model.encode_text(ids, words), words, keys_values, cls_only=cls_only)
+
+
+def gradients(model, found):
+    model.zero_grad()
+    found.square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("cls_only", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_packed_and_padded_agree(pictures, cls_only, checkpointed):
+    model, ids, pixels = model_and_inputs()
+    model.gradient_checkpointing(checkpointed)
+    packed = states(model, ids, pixels[:pictures], Packed.of(MASK), cls_only)
+    padded = states(model, ids, pixels[:pictures], MASK, cls_only)
+    padded = padded if cls_only else padded[MASK.bool()]
+    torch.testing.assert_close(packed, padded)
+    found, wanted = gradients(model, packed), gradients(model, padded)
+    assert found.keys() == wanted.keys() and len(found) > 20
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_later_texts_ask_pictures_of_their_own():
+    """Three texts, then the first and third in full length, ask two pictures in turns; two copies ask others."""
+    model, ids, pixels = model_and_inputs()
+    ids, mask, words = ids[:2], MASK[:2], Packed.of(MASK[:2])
+    others = torch.tensor([1, 0])
+    kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
+    text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
+    texts = torch.cat([text, words.spread(text)[others].flatten(0, 1), text])
+    found = model.fuse(texts, words.beside(others, copies=1), (kv[:2], kv[[2, 0]]), cls_only=True, begun=True)
+    for row, (text, picture) in enumerate([(0, 0), (1, 1), (1, 0), (0, 1), (0, 2), (1, 0)]):
+        own, length = slice(text, text + 1), int(mask[text].sum())
+        alone = model.encode_text(ids[own, :length], mask[own, :length])
+        wanted = model.fuse(alone, mask[own, :length], kv[picture : picture + 1], cls_only=True)
+        torch.testing.assert_close(found[row], wanted[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_number_of_pictures_that_does_not_fit_is_refused():
+    model, ids, pixels = model_and_inputs()
+    kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
+    for words in (Padded(MASK), Packed.of(MASK)):
+        text = model.encode_text(ids, words)
+        for given in (kv[:2], kv[:0]):
+            with pytest.raises(ValueError, match="expected 1 or 3 rows, one per text"):
+                model.fuse(text, words, given)
