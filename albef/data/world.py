@@ -75,9 +75,7 @@ class Scene:
             return [f"{thing} at the {thing.quarter}", f"{thing} {thing.quarter}"]
         if len(self.things) == 2:
             first, second = self.things
-            orders = ((first, second), (second, first))
-            related = [f"{a} {words} {b}" for a, b in orders for words in relations(a, b)]
-            return related + [f"{a} {a.quarter}, {b} {b.quarter}" for a, b in orders]
+            return [f"{a} {words} {b}" for a, b in ((first, second), (second, first)) for words in relations(a, b)]
         return [
             ", ".join(str(self.things[place]) for place in order)
             for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (0, 2, 1))

@@ -308,14 +308,10 @@ def _scene_where(fits: Callable[[Things], bool], seed: Seed) -> Scene:
 
 
 def _phrase(thing: Thing, things: Things, random: Random) -> str:
-    """Words that fit this thing of the scene only."""
-    colour, shape, size = thing.colour, thing.shape, thing.size
-    forms = [f"{colour} {shape}", f"the {shape}", f"the {colour} thing", f"{size} {colour} thing"]
-    forms += [f"thing at the {thing.quarter}"]
-    forms += [f"the {size} thing"] if [other.size for other in things].count(size) == 1 else []
-    related = [(words, b) for a, words, b in _related(things) if a == thing]
-    forms += [f"{shape} {words} the {b.colour} {b.shape}" for words, b in related]
-    forms += [f"thing {words} the {b.shape}" for a, words, b in _only_related(things) if a == thing]
+    """Words that fit this thing of the scene only, and few things of other scenes."""
+    name = f"{thing.colour} {thing.shape}"
+    forms = [f"{thing.size} {name}", f"the {thing.size} {name}", f"{name} at the {thing.quarter}"]
+    forms += [f"{name} {words} the {b.colour} {b.shape}" for a, words, b in _related(things) if a == thing]
     return _one(random, forms)
 
 
