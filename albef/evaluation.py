@@ -16,7 +16,6 @@ from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
-from albef.engine.train import autocast
 from albef.files import ANSWERS, model_folder
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
             print(ZERO_SHOT)
         processor = Processor.from_pretrained(options.model)
         processor.image_size = model.config.image_size
-        with autocast(device, options.precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
             figures = _evaluate(model, task, processor, options)
         if distributed.rank() == 0:
             print(table(figures))
