@@ -22,7 +22,11 @@ svg { font: 12px system-ui, sans-serif } rect { fill: #fff } text { fill: #5b627
 circle { stroke: none } circle.c0 { fill: #0068ad } circle.c1 { fill: #b34700 } circle.c2 { fill: #00735a }
 circle.c3 { fill: #6b7280 } text.t0 { fill: #0068ad } text.t1 { fill: #b34700 } text.t2 { fill: #00735a }
 """
-LINES = [("textbook", "float32", 1), ("ours", "float32", 0), ("ours", "bfloat16", 2)]
+LINES = [
+    ("textbook", "float32", "textbook", 1),
+    ("ours", "float32", "ours", 0),
+    ("ours", "bfloat16", "ours, bfloat16", 2),
+]
 
 
 def main() -> None:
@@ -47,10 +51,10 @@ def chart(title: str, words: str, found: dict[str, Any], field: str, size: str) 
     others = {name for name in ("batch", "resolution", "captions", "k") if name in own and name != field}
     rows = [row for row in found["rows"] if all(row[name] == own[name] for name in others) and row[field] != "real"]
     lines = []
-    for way, precision, colour in LINES:
+    for way, precision, label, colour in LINES:
         mine = [row for row in rows if (row["way"], row["precision"]) == (way, precision)]
         points = {float(row[field]): row["cpu_ms"] / row[size] / own.get("pictures", 1) for row in mine}
-        lines.append(Line(f"{way}, {precision}", sorted(points.items()), colour))
+        lines.append(Line(label, sorted(points.items()), colour))
     return Chart(title, words, max(x for line in lines for x, _ in line.points), lines)
 
 
