@@ -171,7 +171,7 @@ def _pointed(one: Any, example: Example) -> Pointed:
 def _spot(way: str, region: api.Region) -> Spot:
     if not region.points:
         return Spot(way, region.heat_map, None, None)
-    return Spot(way, region.heat_map, boxes.peak(region.heat_map), region.box)
+    return Spot(way, region.heat_map, region.point, region.box)
 
 
 def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> Judged:

@@ -68,9 +68,9 @@ PROSE = {
         "(Grad-CAM).",
         "ITC and ITM learn from pairs alone. Pointing is measured on the validation part by the true boxes, which "
         "only the measure sees.",
-        "Pointing: the map's peak lies in the true box; guessing is the mean share of the picture that a box takes. "
-        "Boxes: of some boxes, the true one among them, the one that the map favours is right. Free: the box around "
-        "the peak overlaps the true one by half (IoU); nobody guesses that.",
+        "Pointing: the map's highest patch has its middle in the true box; guessing is the mean share of the picture "
+        "that a box takes. Boxes: of some boxes, the true one among them, the one that the map favours is right. Free: "
+        "the box around the peak overlaps the true one by half (IoU); nobody guesses that.",
         "The picture with the true box, then the maps of the whole phrase by ITM and by ITC, and by ITM those "
         "of its words, each with colours of its own from least (blue) to most (red). The map is "
         "coarse, six by six patches: expect regions, not outlines. An example counts as right if ITM's peak, the dot, "

@@ -58,11 +58,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Spot:
-    """A map [height, width] of one way of looking, its peak (x, y), the box around it; None if it points nowhere."""
+    """A map [height, width] of one way of looking; the point (x, y) and the box that it gives, None if none."""
 
     way: str
     values: np.ndarray
-    peak: tuple[int, int] | None
+    peak: tuple[float, float] | None
     box: Box | None
 
 
@@ -253,7 +253,7 @@ def _boxed(picture: Image.Image, scale: float, truth: Box, spot: Spot | None = N
     if spot and spot.box:
         _outline(draw, spot.box, scale, FOUND)
     if spot and spot.peak:
-        x, y = ((place + 0.5) * scale for place in spot.peak)
+        x, y = (place * scale for place in spot.peak)
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), FOUND, "black")
     return boxed
 
