@@ -13,6 +13,7 @@ import torch
 
 from albef.engine import checkpoint
 from albef.engine.train import Interrupted, prepare_folder, train
+from albef.models.flops import pretraining_flops
 from albef.recipe import Data, Objective, Optim, Recipe
 from albef.tasks import make_task
 from albef.tasks.pretrain import Pretrain
@@ -369,3 +370,21 @@ def test_command_line_errors_name_the_remedy(arguments, said, tmp_path):
     done = albef(*arguments, *(["--out", tmp_path / "run"] if arguments[:2] == ["train", "pretrain-tiny"] else []))
     assert done.returncode != 0 and said in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_operations_are_counted_by_the_length_of_each_text(world, tmp_path):
+    task = Pretrain(tiny_recipe(world), tmp_path)
+    assert task.flops_per_pair() == 0, "no step, no count"
+    counts = []
+    for length in (2, 5):  # of all texts but one
+        ids = torch.full((4, 5), 7)
+        mask = (torch.arange(5) < torch.tensor([5, length, length, length])[:, None]).long()
+        batch = {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.zeros(4, 3, 32, 32, dtype=torch.uint8)}
+        batch |= {"image_id": torch.arange(4), "text_id": torch.arange(4)}
+        batch = task.prepare(batch, torch.device("cpu"))
+        task.losses(task.objective, batch, 0, 1.0)
+        counts.append(task.flops_per_pair())
+        options, lengths = task.recipe.objective, mask.sum(1).tolist()
+        wanted = pretraining_flops(task.model.config, lengths, options.mlm_probability, options.itm_negatives)
+        assert counts[-1] == pytest.approx(wanted), lengths
+    assert counts[0] < counts[1]
