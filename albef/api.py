@@ -15,14 +15,12 @@ from torch import Tensor
 from albef.data.pictures import PictureSource, open_picture, to_rgb
 from albef.data.processor import Processor, clean_caption
 from albef.data.records import Box, box_of
-from albef.files import ANSWERS, model_folder
 from albef.heat import heat
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
-from albef.models.hub import CONFIG, WEIGHTS
 from albef.models.start import load_model
 from albef.tasks import grounding, vqa
 
@@ -87,7 +85,7 @@ def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, de
     model = load_model(folder, image_size).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processor = Processor.from_pretrained(folder)
     processor.image_size = model.config.image_size
-    path = model_folder(folder, (CONFIG, WEIGHTS)) / ANSWERS
+    path = vqa.answers_file(folder)
     answers = vqa.read_answers(path) if path.is_file() else []
     return OnePicture(model, processor, answers, str(folder))
 

@@ -16,12 +16,10 @@ from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
-from albef.files import ANSWERS, model_folder
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
-from albef.models.hub import CONFIG, WEIGHTS
 from albef.models.start import load_model
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
 
@@ -176,8 +174,7 @@ def _pairs(options: argparse.Namespace) -> Source:
 def _answers(
     model: AlbefForAnswering, processor: Processor, source: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    path = options.answers or model_folder(options.model, (CONFIG, WEIGHTS)) / ANSWERS
-    answers = vqa.read_answers(path)
+    answers = vqa.read_answers(options.answers or vqa.answers_file(options.model))
     figures, given = with_bar(
         "answering",
         len(source),

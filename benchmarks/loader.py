@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from albef.data import augment
 from albef.data.augment import FILL, NAMES, RandAugment, TrainTransform, crop_box
 from albef.data.loader import StepBatches, make_loader
 from albef.data.processor import CLIP_MEAN, CLIP_STD
+from benchmarks import timing
 
 SIZES = ((224, 224), (500, 375), (640, 480), (1600, 1200), (4000, 3000))  # width, height
 SCALES = {256: (0.2, 1.0), 384: (0.5, 1.0)}
@@ -66,8 +66,7 @@ def main() -> None:
             **waits
         )
     )
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows, "workers": waits}, indent=2) + "\n")
+    timing.write(options.json, torch.device("cpu"), {"workers": waits}, rows)
 
 
 def pictures(folder: Path | None, count: int) -> list[Image.Image]:

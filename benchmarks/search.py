@@ -101,9 +101,7 @@ def ours(
 
     def rerank(texts: ranking.Texts, chosen: Tensor) -> Tensor:
         image_tokens = tokens[chosen.cpu() % KEPT].unbind()
-        only = [torch.zeros(1, dtype=torch.long)] * k
-        scores = torch.cat([logits[:, 1] for _, logits in ranking.match(model, image_tokens, texts, only)])
-        return chosen[scores.argsort(descending=True)]
+        return chosen[ranking.match_text(model, image_tokens, texts)[:, 1].argsort(descending=True)]
 
     def whole() -> Tensor:
         texts, z_text = encode()

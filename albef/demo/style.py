@@ -62,8 +62,7 @@ class Unseen:
         texts, z_text = ranking.encode_texts(self.model, self.processor, [text])
         cosines, order = (self.gallery.z_image @ z_text[0]).topk(min(max(self.candidates, top), len(self.names)))
         tokens = [self.gallery.image_tokens[row] for row in order.tolist()]
-        asked = [torch.tensor([0])] * len(order)
-        logits = torch.cat([logits for _, logits in ranking.match(self.model, tokens, texts, asked)])
+        logits = ranking.match_text(self.model, tokens, texts)
         hits = [
             report.Hit(self.picture(index), self.names[index], cosine, place, match)
             for place, (index, cosine, match) in enumerate(
@@ -88,7 +87,7 @@ class Unseen:
         maps = grounding.word_maps(self.model, pixel_values, words["input_ids"], words["attention_mask"]).sum(1)
         with torch.no_grad():
             states = self.model.encode_text(words["input_ids"], words["attention_mask"])
-            keys_values = self.model.fusion_encoder.keys_values(self.model.encode_image(pixel_values))
+            keys_values = self.model.fusion_encoder.keys_values(self.model.encode_image(pixel_values[:1]))
             logits = self.model.match(self.model.fuse(states, words["attention_mask"], keys_values))
         found = zip(texts, logits.softmax(-1)[:, 1].tolist(), maps.numpy(), strict=True)
         return report.WordMaps(self.picture(index), picture, list(found))

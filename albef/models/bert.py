@@ -68,16 +68,15 @@ class BertLayer(nn.Module):
 
     def read_words(self, x: Tensor, words: Layout, cls_only: bool = False, past: list[Tensor] | None = None) -> Tensor:
         """The layer's first half, self-attention: the same for every picture."""
-        dropout = self.dropout if self.training else 0.0
+        dropout, mask = self.dropout if self.training else 0.0, words.mask
         if cls_only:
             weight, bias, width = self.qkv.weight, self.qkv.bias, x.shape[-1]
             first = words.first(x)
             (q,) = split_heads(F.linear(first, weight[:width], bias[:width]), 1, self.heads)
             k, v = split_heads(words.spread(F.linear(x, weight[width:], bias[width:])), 2, self.heads)
-            x, words, mask = first, Padded(), words.mask
+            x, words = first, Padded()
         else:
             q, k, v = split_heads(words.spread(self.qkv(x)), 3, self.heads)
-            mask = words.mask
         if past is not None:
             k, v = (torch.cat([old, new], dim=2) for old, new in zip(past, (k, v), strict=True)) if past else (k, v)
             past[:] = k, v

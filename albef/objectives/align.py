@@ -11,6 +11,7 @@ from torch import Tensor
 
 from albef import distributed
 from albef.models.albef import AlbefModel
+from albef.models.backbone import Backbone
 from albef.models.layout import Packed
 from albef.objectives.losses import (
     contrastive_targets,
@@ -40,6 +41,11 @@ class Positives(NamedTuple):
     same_text: bool = True
     all_ranks: bool = True
     """The batches of all ranks; the original compares with the own rank's only."""
+
+
+def words_of(batch: Batch, model: Backbone) -> Packed:
+    """How the texts of a batch lie: as `words` says, or else from its mask."""
+    return batch.get("words") or Packed.of(batch["attention_mask"], model.device)
 
 
 def encode(model: AlbefModel, batch: Batch, words: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
-from albef.models.layout import Packed
-from albef.objectives.align import Batch
+from albef.objectives.align import Batch, words_of
 from albef.objectives.losses import soft_cross_entropy
 from albef.objectives.momentum import MomentumTeacher
 
@@ -65,7 +64,7 @@ class AssignObjective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
-        words = batch.get("words") or Packed.of(batch["attention_mask"], model.device)
+        words = words_of(batch, model)
         tokens = model.encode_image(batch["pixel_values"])
         pairs, labels = self.draw_pairs(tokens.detach(), None if self.official else batch["image_id"])
         keys_values = model.pair_encoder.keys_values(tokens)

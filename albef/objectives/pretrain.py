@@ -13,7 +13,7 @@ from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
 from albef.models.layout import Packed
-from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, per_rank
+from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, per_rank, words_of
 from albef.objectives.losses import mask_words, masked_word_loss
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
@@ -63,7 +63,7 @@ class PretrainObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
-        words = batch.get("words") or Packed.of(batch["attention_mask"], self.model.device)
+        words = words_of(batch, self.model)
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)

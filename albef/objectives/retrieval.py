@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from albef.models.albef import AlbefModel
-from albef.models.layout import Packed
-from albef.objectives.align import Batch, Positives, align, draw_both, encode, match
+from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, words_of
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
@@ -39,7 +38,7 @@ class RetrievalObjective(nn.Module):
 
     def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of ITC's targets."""
-        words = batch.get("words") or Packed.of(batch["attention_mask"], self.model.device)
+        words = words_of(batch, self.model)
         with torch.no_grad():
             if not self.official:
                 self.model.temp.clamp_(0.001, 0.5)

@@ -194,6 +194,12 @@ def match(
         yield rows, torch.cat(logits)
 
 
+def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
+    """ITM logits [I, 2] of a single text with every picture."""
+    only = [torch.zeros(1, dtype=torch.long)] * len(image_tokens)
+    return torch.cat([logits for _, logits in match(model, image_tokens, text, only)])
+
+
 def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick | None = None) -> Tensor:
     """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
 
@@ -231,9 +237,12 @@ def two_stage_scores(
     yield "itc", (cosines, cosines.T)
     by_image, by_text = shortlist(cosines, k), shortlist(cosines.T, k)
     logits = match_logits(model, gallery, by_image | by_text.T, tick)
-    for name, other in (("itm", None), ("sum", cosines)):
-        scores = logits if other is None else logits + other
-        yield name, (scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE))
+
+    def both_ways(scores: Tensor) -> tuple[Tensor, Tensor]:
+        return scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE)
+
+    yield "itm", both_ways(logits)
+    yield "sum", both_ways(logits + cosines)
 
 
 def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor) -> dict[str, float]:
@@ -256,9 +265,7 @@ def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor)
     return figures
 
 
-def evaluate(
-    model: AlbefModel, gallery: Gallery, k: int, tick: Callable[[int], None] | None = None
-) -> dict[str, dict[str, float]]:
+def evaluate(model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None) -> dict[str, dict[str, float]]:
     """Recalls by each way of scoring: `{"itc": {"txt_r1": ..}, "itm": .., "sum": ..}`."""
     return {name: recalls(*both, gallery.image_of_text) for name, both in two_stage_scores(model, gallery, k, tick)}
 

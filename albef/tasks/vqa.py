@@ -18,11 +18,12 @@ from torch import Tensor
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
-from albef.files import ANSWERS
+from albef.files import ANSWERS, model_folder
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
 from albef.models.config import AlbefConfig
+from albef.models.hub import CONFIG, WEIGHTS
 from albef.objectives.answer import AnswerObjective
 from albef.tasks.finetune import FineTune, gather_results, in_batches
 
@@ -122,6 +123,11 @@ def answer_list(source: ExampleSource, most: int | None = None, least: int = 1) 
     if not found:
         raise ValueError(f"no answer was given at least {least} times; lower that, or give questions with answers")
     return found
+
+
+def answers_file(folder: str | Path) -> Path:
+    """Where the list lies that a saved model ranks, if it has one; the name of a folder as for `from_pretrained`."""
+    return model_folder(folder, (CONFIG, WEIGHTS)) / ANSWERS
 
 
 def read_answers(path: str | Path) -> list[str]:
