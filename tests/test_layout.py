@@ -53,7 +53,8 @@ def test_later_texts_ask_pictures_of_their_own():
     kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
     text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
     texts = torch.cat([text, words.spread(text)[others].flatten(0, 1), text])
-    found = model.fuse(texts, words.beside(others, copies=1), (kv[:2], kv[[2, 0]]), cls_only=True, begun=True)
+    layout = Packed.join(words, Packed.whole(mask[others]), words)
+    found = model.fuse(texts, layout, (kv[:2], kv[torch.tensor([2, 0])]), cls_only=True, begun=True)
     for row, (text, picture) in enumerate([(0, 0), (1, 1), (1, 0), (0, 1), (0, 2), (1, 0)]):
         own, length = slice(text, text + 1), int(mask[text].sum())
         alone = model.encode_text(ids[own, :length], mask[own, :length])

@@ -431,9 +431,9 @@ def test_the_first_picture_is_read_by_even_layers(pair):
 
 def test_keys_and_values_of_both_pictures_are_computed_once(pair):
     model, pixels, *words = pair
-    calls = []
-    for module in (model.visual_encoder, model.pair_encoder.image_keys_values):
-        module.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    calls, made = [], model.pair_encoder.keys_values
+    model.visual_encoder.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    model.pair_encoder.keys_values = lambda tokens: calls.append(len(tokens)) or made(tokens)
     model(pixels, *words)
     assert calls == [6, 6]
 
@@ -560,9 +560,10 @@ def test_maps_are_those_of_probabilities_and_gradients(wide):
     ids, mask = words["input_ids"], words["attention_mask"]
     pixels = torch.randn(2, 3, 16, 48)
     maps = grounding.word_maps(model, pixels, ids, mask, 0)
-    keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels)).requires_grad_()
+    keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels))
     record = []
-    fused = model.fuse(model.encode_text(ids, mask), mask, keys_values, record=record, record_layer=0)
+    states = model.encode_text(ids, mask).requires_grad_()  # the model is frozen
+    fused = model.fuse(states, mask, keys_values, record=record, record_layer=0)
     (gradient,) = torch.autograd.grad(model.match(fused)[:, 1].sum(), record)
     for text in range(2):
         for word in range(ids.shape[1]):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.backbone import Backbone, initialise
-from albef.models.bert import FusionEncoder, MlmHead
+from albef.models.bert import FusionEncoder, KeysValues, MlmHead
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
 
@@ -40,7 +40,11 @@ class AlbefModel(Backbone):
         return F.normalize(self.text_proj(text_states[:, 0]).float(), dim=-1)
 
     def fuse(
-        self, text_states: Tensor, attention_mask: Tensor | Layout, keys_values: Tensor | Sequence[Tensor], **options
+        self,
+        text_states: Tensor,
+        attention_mask: Tensor | Layout,
+        keys_values: KeysValues | Sequence[KeysValues],
+        **options,
     ) -> Tensor:
         """Text states read the picture's `fusion_encoder.keys_values` -> fused states [B, L, text_width].
 

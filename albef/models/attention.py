@@ -38,15 +38,16 @@ def attend(
         # the CPU's bfloat16 kernel is several times slower than its float32 one, unlike its matrix product
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), mask, dropout, record)
-    if record is None:
+    if record is None and not (dropout and q.is_cpu):  # with dropout the CPU has no fused kernel
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     probabilities = scores.softmax(-1)
-    if probabilities.requires_grad:
-        probabilities.retain_grad()
-    record.append(probabilities)
+    if record is not None:
+        if probabilities.requires_grad:
+            probabilities.retain_grad()
+        record.append(probabilities)
     return F.dropout(probabilities, dropout) @ v
 
 

@@ -9,7 +9,7 @@ it is compared with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,33 @@ from albef.models.config import AlbefConfig
 from albef.models.layout import Layout, Padded, as_layout
 
 Pair = tuple[Tensor, Tensor]  # keys and values
+
+
+class KeysValues:
+    """Keys and values of what is read, in every layer that reads it: [B, S, 2 * D] each.
+
+    Compute them once for all that read the same; rows are taken as from a tensor, by numbers in a tensor or by a slice.
+    """
+
+    def __init__(self, layers: Iterable[Tensor]) -> None:
+        self.layers = tuple(layers)
+
+    @classmethod
+    def of(cls, tokens: Tensor, linear: nn.Linear, layers: int) -> KeysValues:
+        """`linear` makes those of all layers; each has a product of its own, whose gradient is gone when it is used."""
+        parameters = zip(linear.weight.chunk(layers), linear.bias.chunk(layers), strict=True)
+        return cls(F.linear(tokens, weight, bias) for weight, bias in parameters)
+
+    def __len__(self) -> int:
+        return len(self.layers[0])
+
+    def __getitem__(self, rows: Tensor | slice) -> KeysValues:
+        return KeysValues(layer[rows] for layer in self.layers)
+
+    def by_heads(self, layer: int, heads: int) -> Pair:
+        """[B, H, S, d] each."""
+        keys, values = split_heads(self.layers[layer], 2, heads)
+        return keys, values
 
 
 class BertLayer(nn.Module):
@@ -166,12 +193,9 @@ class FusionEncoder(nn.Module):
         self.image_keys_values = nn.Linear(config.vision_width, config.fusion_layers * 2 * config.text_width)
         self.layers = nn.ModuleList(BertLayer(config, fusion=True) for _ in range(config.fusion_layers))
 
-    def keys_values(self, image_tokens: Tensor) -> Tensor:
-        """Every layer's keys and values of the picture in one product: [B, S, Dv] -> [B, S, F * 2 * D].
-
-        Compute it once per picture; rows may be indexed, repeated, stored and moved like any tensor.
-        """
-        return self.image_keys_values(image_tokens)
+    def keys_values(self, image_tokens: Tensor) -> KeysValues:
+        """Of the picture, [B, S, Dv], once for all texts."""
+        return KeysValues.of(image_tokens, self.image_keys_values, len(self.layers))
 
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:
         """What no picture changes, the first layer's self-attention: once for a text, whatever it is compared with."""
@@ -182,30 +206,32 @@ class FusionEncoder(nn.Module):
         self,
         text_states: Tensor,
         attention_mask: Tensor | Layout,
-        keys_values: Tensor | Sequence[Tensor],
+        keys_values: KeysValues | Sequence[KeysValues],
         record: list[Tensor] | None = None,
         record_layer: int = -1,
         cls_only: bool = False,
         begun: bool = False,
+        layers: slice = slice(None),
     ) -> Tensor:
         """`keys_values` has a row per text, or a single row that all texts share. Of several, each but the first has a
         row per text for the last texts, and the texts before them ask the first's pictures in turns.
 
         `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
         receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
-        that `text_states` come from `begin`. With a `Packed` layout for the mask states are [N, D].
+        that `text_states` come from `begin`. Only `layers` are run, so that what is read of the last one may differ
+        from text to text. With a `Packed` layout for the mask states are [N, D].
         """
         words = as_layout(attention_mask)
-        own, *others = [keys_values] if isinstance(keys_values, Tensor) else keys_values
+        own, *others = [keys_values] if isinstance(keys_values, KeysValues) else keys_values
         texts = words.shape[0] - sum(map(len, others))
         if not len(own) or texts % len(own) or (len(own) not in (1, texts) and not others):
             raise ValueError(f"keys_values: expected 1 or {texts} rows, one per text, got {len(own)}")
-        parts = list(zip(*(by_layer(part, len(self.layers), self.heads) for part in (own, *others)), strict=True))
         x = text_states
-        for index, layer in enumerate(self.layers):
+        for index in range(len(self.layers))[layers]:
             recorded = record if index == record_layer % len(self.layers) else None
-            last = cls_only and layer is self.layers[-1]
-            x = _run(layer, self.gradient_checkpointing, x, words, parts[index], recorded, last, begun and index == 0)
+            last, begins = cls_only and index == len(self.layers) - 1, begun and index == 0
+            parts = [part.by_heads(index, self.heads) for part in (own, *others)]
+            x = _run(self.layers[index], self.gradient_checkpointing, x, words, parts, recorded, last, begins)
         return x
 
 
@@ -223,16 +249,18 @@ class PairEncoder(nn.Module):
         self.image_keys_values = nn.Linear(config.vision_width, config.fusion_layers * 2 * config.text_width)
         self.layers = nn.ModuleList(BertLayer(config, fusion=True) for _ in range(2 * config.fusion_layers))
 
-    def keys_values(self, image_tokens: Tensor) -> Tensor:
-        """As the fusion encoder's: [B, S, Dv] -> [B, S, F * 2 * D]."""
-        return self.image_keys_values(image_tokens)
+    def keys_values(self, image_tokens: Tensor) -> KeysValues:
+        """As the fusion encoder's, for two of our layers at a time."""
+        return KeysValues.of(image_tokens, self.image_keys_values, len(self.layers) // 2)
 
-    def forward(self, text_states: Tensor, attention_mask: Tensor | Layout, first: Tensor, second: Tensor) -> Tensor:
+    def forward(
+        self, text_states: Tensor, attention_mask: Tensor | Layout, first: KeysValues, second: KeysValues
+    ) -> Tensor:
         """Keys and values of the first and of the second picture -> state of the text's first token, [B, 1, D]."""
-        pictures = [by_layer(kv, len(self.layers) // 2, self.heads) for kv in (first, second)]
         words, x = as_layout(attention_mask), text_states
         for index, layer in enumerate(self.layers):
-            parts, last = [pictures[index % 2][index // 2]], layer is self.layers[-1]
+            picture, last = (first, second)[index % 2], layer is self.layers[-1]
+            parts = [picture.by_heads(index // 2, self.heads)]
             x = _run(layer, self.gradient_checkpointing, x, words, parts, None, last)
         return x
 
@@ -249,14 +277,14 @@ class AnswerDecoder(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config, fusion=True) for _ in range(config.fusion_layers))
         self.head = MlmHead(config)
 
-    def keys_values(self, question_states: Tensor) -> Tensor:
-        """Every layer's keys and values of the question, once for all its answers: [B, Lq, D] -> [B, Lq, F * 2 * D]."""
-        return self.question_keys_values(question_states)
+    def keys_values(self, question_states: Tensor) -> KeysValues:
+        """Of the question, [B, Lq, D], once for all its answers."""
+        return KeysValues.of(question_states, self.question_keys_values, len(self.layers))
 
     def forward(
         self,
         input_ids: Tensor,
-        keys_values: Tensor,
+        keys_values: KeysValues,
         question_mask: Tensor,
         past: list[list[Tensor]] | None = None,
         start: int = 0,
@@ -267,12 +295,11 @@ class AnswerDecoder(nn.Module):
         layer at first) `input_ids` go on from the words given before, of which there were `start`.
         """
         x = self.words.embed(input_ids, start)
-        parts = by_layer(keys_values, len(self.layers), self.heads)
         length, seen_mask = input_ids.shape[1], question_mask.bool()[:, None, None]
         causal = Padded(torch.ones(1, 1, length, start + length, dtype=torch.bool, device=x.device).tril(start))
         for index, layer in enumerate(self.layers):
-            own = None if past is None else past[index]
-            x = _run(layer, self.gradient_checkpointing, x, causal, [parts[index]], None, False, False, seen_mask, own)
+            own, parts = None if past is None else past[index], [keys_values.by_heads(index, self.heads)]
+            x = _run(layer, self.gradient_checkpointing, x, causal, parts, None, False, False, seen_mask, own)
         return x
 
     def fill_in(self, states: Tensor) -> Tensor:
@@ -291,12 +318,6 @@ class MlmHead(nn.Module):
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
-
-
-def by_layer(keys_values: Tensor, layers: int, heads: int) -> list[Pair]:
-    """[B, S, layers * 2 * D] -> keys and values of each layer, [B, H, S, d]."""
-    parts = split_heads(keys_values, 2 * layers, heads)
-    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _run(layer: Callable[..., Tensor], checkpointed: bool, *inputs) -> Tensor:

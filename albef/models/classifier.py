@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.backbone import Backbone, initialise
-from albef.models.bert import FusionEncoder, PairEncoder
+from albef.models.bert import FusionEncoder, KeysValues, PairEncoder
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
 
@@ -52,9 +52,9 @@ class AlbefForPairs(Backbone):
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pixels of both pictures [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
         tokens = self.encode_image(pixel_values.flatten(0, 1))
-        first, second = self.pair_encoder.keys_values(tokens).unflatten(0, (-1, 2)).unbind(1)
+        keys_values = self.pair_encoder.keys_values(tokens)
         text = self.encode_text(input_ids, attention_mask)
-        return self.cls_head(self.pair_encoder(text, attention_mask, first, second)[:, 0])
+        return self.cls_head(self.pair_encoder(text, attention_mask, keys_values[::2], keys_values[1::2])[:, 0])
 
 
 class AlbefForTextAssignment(Backbone):
@@ -75,7 +75,9 @@ class AlbefForTextAssignment(Backbone):
         z_image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
         return z_image @ z_image.T
 
-    def assign(self, text_states: Tensor, attention_mask: Tensor | Layout, first: Tensor, second: Tensor) -> Tensor:
+    def assign(
+        self, text_states: Tensor, attention_mask: Tensor | Layout, first: KeysValues, second: KeysValues
+    ) -> Tensor:
         """Text states [B, L, D], or packed, keys and values of two pictures -> logits [B, 3]: first, second, none."""
         return self.ta_head(self.pair_encoder(text_states, attention_mask, first, second)[:, 0])
 

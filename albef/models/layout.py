@@ -53,24 +53,21 @@ class Packed(Padded):
         places, words = attention_mask.flatten().nonzero().squeeze(1), attention_mask.flatten().cumsum(0) - 1
         return cls(*(x.to(device, non_blocking=True) for x in (attention_mask, places, words)))
 
-    def beside(self, others: Tensor, copies: int) -> Packed:
-        """The layout of these texts, then of the texts `others` [M] in full length, since the device alone knows which
-        they are, and then of these again, `copies` times."""
-        (texts, length), words = self.shape, len(self.places)
-        rest = torch.arange(len(others) * length, device=others.device)
-        again = range(copies)
-        places_before, words_before = (texts + len(others)) * length, words + len(rest)
-        return Packed(
-            torch.cat([self.readable, self.readable[others], *[self.readable] * copies]),
-            torch.cat(
-                [
-                    self.places,
-                    texts * length + rest,
-                    *(self.places + places_before + turn * texts * length for turn in again),
-                ]
-            ),
-            torch.cat([self.words, words + rest, *(self.words + words_before + turn * words for turn in again)]),
-        )
+    @classmethod
+    def whole(cls, readable: Tensor) -> Packed:
+        """Texts in full length, padding and all, since the device alone knows which texts they are: N = P * L."""
+        places = torch.arange(readable.numel(), device=readable.device)
+        return cls(readable, places, places)
+
+    @classmethod
+    def join(cls, *parts: Packed) -> Packed:
+        """The texts of one layout after those of another."""
+        places, words, rows, count = [], [], 0, 0
+        for part in parts:
+            places.append(part.places + rows)
+            words.append(part.words + count)
+            rows, count = rows + part.readable.numel(), count + len(part.places)
+        return cls(torch.cat([part.readable for part in parts]), torch.cat(places), torch.cat(words))
 
     def spread(self, x: Tensor) -> Tensor:
         return _Spread.apply(x, self.words, self.places).unflatten(0, self.shape)

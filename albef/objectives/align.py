@@ -12,6 +12,7 @@ from torch import Tensor
 from albef import distributed
 from albef.models.albef import AlbefModel
 from albef.models.backbone import Backbone
+from albef.models.bert import KeysValues
 from albef.models.layout import Packed
 from albef.objectives.losses import (
     contrastive_targets,
@@ -48,10 +49,18 @@ def words_of(batch: Batch, model: Backbone) -> Packed:
     return batch.get("words") or Packed.of(batch["attention_mask"], model.device)
 
 
-def encode(model: AlbefModel, batch: Batch, words: Packed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Image tokens [B, S, Dv], packed text states [N, D], and the unit vectors of both [B, E]."""
-    image = model.encode_image(batch["pixel_values"])
-    text = model.encode_text(batch["input_ids"], words)
+def encode(
+    model: AlbefModel, batch: Batch, words: Packed, masked_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image tokens [B, S, Dv], packed text states [N, D], and the unit vectors of both [B, E].
+
+    The states of the same texts with masked words, `masked_ids` [B, L], follow in one pass: [2 N, D].
+    """
+    image, ids = model.encode_image(batch["pixel_values"]), batch["input_ids"]
+    if masked_ids is None:
+        text = model.encode_text(ids, words)
+    else:
+        text = model.encode_text(torch.cat([ids, masked_ids]), Packed.join(words, words))
     return image, text, model.project_image(image), model.project_text(words.first(text))
 
 
@@ -89,22 +98,23 @@ def align(
         return Aligned(loss, logits_i2t[:, mine].detach(), logits_t2i[:, mine].detach(), same[:, mine])
 
 
-def match(
-    model: AlbefModel, text: Tensor, words: Packed, keys_values: Tensor, image_n: Tensor, text_n: Tensor
-) -> Tensor:
-    """ITM: each true pair, each text with its negative images [B, n], each image with its negative texts [B, n].
+def with_negatives(text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, Packed]:
+    """What matching fuses, given packed states [N, D]: each text for its own picture, then for each picture its
+    negative texts [B, n], then each text again for its negative pictures [B, n]."""
+    chosen, copies = text_n.T.flatten(), image_n.shape[1]
+    states = torch.cat([text, words.spread(text)[chosen].flatten(0, 1), *[text] * copies])
+    return states, Packed.join(words, Packed.whole(words.readable[chosen]), *[words] * copies)
 
-    `text` are packed states [N, D], `keys_values` the fusion encoder's of the images. -1 stands for a negative that
-    there wasn't.
-    """
-    count, image_n, text_n = image_n.shape[1], image_n.T.flatten(), text_n.T.flatten()
-    text = model.fusion_encoder.begin(text, words)
-    texts = torch.cat([text, words.spread(text)[text_n].flatten(0, 1), *[text] * count])
-    pairs = words.beside(text_n, copies=count)
-    fused = model.fuse(texts, pairs, (keys_values, keys_values[image_n]), cls_only=True, begun=True)
-    own = len(keys_values)
-    weights = matching_weights(own, torch.cat([text_n, image_n]))
-    return matching_loss(model.match(fused).float(), own, weights, per_rank(weights.sum()))
+
+def seen_by(keys_values: KeysValues, image_n: Tensor) -> tuple[KeysValues, KeysValues]:
+    """What the texts of `with_negatives` see: the own pictures in turns, and at last the negative ones."""
+    return keys_values, keys_values[image_n.T.flatten()]
+
+
+def match(model: AlbefModel, fused: Tensor, image_n: Tensor, text_n: Tensor) -> Tensor:
+    """ITM of the fused `[CLS]` [B + 2 B n, 1, D] of `with_negatives`; -1 stands for a negative that there wasn't."""
+    weights = matching_weights(len(image_n), torch.cat([text_n.T.flatten(), image_n.T.flatten()]))
+    return matching_loss(model.match(fused).float(), len(image_n), weights, per_rank(weights.sum()))
 
 
 def draw_both(logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor, count: int) -> tuple[Tensor, Tensor]:

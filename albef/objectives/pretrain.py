@@ -13,7 +13,18 @@ from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
 from albef.models.layout import Packed
-from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, per_rank, words_of
+from albef.objectives.align import (
+    Batch,
+    Positives,
+    align,
+    draw_both,
+    encode,
+    match,
+    per_rank,
+    seen_by,
+    with_negatives,
+    words_of,
+)
 from albef.objectives.losses import mask_words, masked_word_loss
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
@@ -64,38 +75,46 @@ class PretrainObjective(nn.Module):
     def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
         words = words_of(batch, self.model)
+        masked = (batch.get("masked") or self.mask(batch, self.model.device)) if fuse else None
+        masked_ids = masked.input_ids if masked else None
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
         # Encode
-        image, text, *z = encode(self.model, batch, words)  # [B, S, Dv], [N, D], two of [B, E]
+        image, text, *z = encode(self.model, batch, words, masked_ids)  # [B, S, Dv], [2 N, D], two of [B, E]
         with torch.no_grad():
-            image_t, _, *z_t = encode(self.teacher.model, batch, words)
+            image_t, text_t, *z_t = encode(self.teacher.model, batch, words, masked_ids)
         # Align
         aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
-        if not fuse:
+        if masked is None:
             return {"itc": aligned.itc}
         # Fuse
-        keys_values = self.model.fusion_encoder.keys_values(image)  # computed once, read three times
         image_n, text_n = self.draw_negatives(aligned.logits_i2t, aligned.logits_t2i, aligned.same)
-        itm = match(self.model, text, words, keys_values, image_n, text_n)
+        matched, filled = self._fuse(image, text, words, image_n, text_n)
+        itm = match(self.model, matched, image_n, text_n)
         # Fill in
-        masked = batch.get("masked") or self.mask(batch, self.model.device)
-        mlm = self._fill_in(masked, words, keys_values, image_t, alpha)
+        with torch.no_grad():
+            teacher, (_, text_t) = self.teacher.model, text_t.chunk(2)
+            filled_t = teacher.fuse(text_t, words, teacher.fusion_encoder.keys_values(image_t))
+            logits_t = teacher.fill_in(filled_t.index_select(0, masked.places)).float()  # [M, V]
+            count = per_rank(torch.full((), float(len(masked.labels)), device=image.device))
+        logits = self.model.fill_in(filled.index_select(0, masked.places)).float()
+        mlm = masked_word_loss(logits, masked.labels, logits_t, alpha, count)
         return {"itc": aligned.itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
-    def _fill_in(self, masked: Masked, words: Packed, keys_values: Tensor, image_t: Tensor, alpha: float) -> Tensor:
-        """MLM: predict the masked words from the rest of the text and the picture."""
-
-        def logits(model: AlbefModel, keys_values: Tensor) -> Tensor:  # [M, V]
-            fused = model.fuse(model.encode_text(masked.input_ids, words), words, keys_values)
-            return model.fill_in(fused.index_select(0, masked.places)).float()
-
-        with torch.no_grad():
-            teacher = self.teacher.model
-            logits_t = logits(teacher, teacher.fusion_encoder.keys_values(image_t))
-            count = per_rank(torch.full((), float(len(masked.labels)), device=image_t.device))
-        return masked_word_loss(logits(self.model, keys_values), masked.labels, logits_t, alpha, count)
+    def _fuse(
+        self, image: Tensor, text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: every weight
+        is used once, so that its gradient never waits for a second one."""
+        fusion, but_last, last = self.model.fusion_encoder, slice(-1), slice(-1, None)
+        text, masked = fusion.begin(text, Packed.join(words, words)).chunk(2)
+        pairs, layout = with_negatives(text, words, image_n, text_n)
+        seen = seen_by(fusion.keys_values(image), image_n)
+        fused = fusion(torch.cat([masked, pairs]), Packed.join(words, layout), seen, begun=True, layers=but_last)
+        masked, pairs = fused.split([len(masked), len(pairs)])
+        matched = fusion(pairs, layout, seen, cls_only=True, begun=True, layers=last)
+        return matched, fusion(masked, words, seen[0], begun=True, layers=last)
 
     def mask(self, batch: Batch, device: torch.device) -> Masked:
         """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from albef.models.albef import AlbefModel
-from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, words_of
+from albef.objectives.align import Batch, Positives, align, draw_both, encode, match, seen_by, with_negatives, words_of
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
@@ -46,9 +46,12 @@ class RetrievalObjective(nn.Module):
             _, _, *z_t = encode(self.teacher.model, batch, words)
         image, text, *z = encode(self.model, batch, words)
         aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
-        keys_values = self.model.fusion_encoder.keys_values(image)
+        fusion = self.model.fusion_encoder
         image_n, text_n = self.draw_negatives(aligned.logits_i2t, aligned.logits_t2i, aligned.same)
-        return {"itc": aligned.itc, "itm": match(self.model, text, words, keys_values, image_n, text_n)}
+        pairs, layout = with_negatives(fusion.begin(text, words), words, image_n, text_n)
+        seen = seen_by(fusion.keys_values(image), image_n)
+        fused = fusion(pairs, layout, seen, cls_only=True, begun=True)
+        return {"itc": aligned.itc, "itm": match(self.model, fused, image_n, text_n)}
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, n] each, -1 where there is none."""

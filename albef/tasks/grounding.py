@@ -82,8 +82,8 @@ def word_maps(
         keys_values = model.fusion_encoder.keys_values(model.encode_image(pixel_values))
         states = model.encode_text(input_ids, attention_mask)
     record: list[Tensor] = []
-    with torch.enable_grad():  # the keys ask for gradients, so that frozen models work too
-        fused = model.fuse(states, attention_mask, keys_values.requires_grad_(), record=record, record_layer=layer)
+    with torch.enable_grad():  # the states ask for gradients, so that frozen models work too
+        fused = model.fuse(states.requires_grad_(), attention_mask, keys_values, record=record, record_layer=layer)
         matched = model.match(fused)[:, 1].sum()
         (gradient,) = torch.autograd.grad(matched, record[0])
     maps = (record[0].detach() * gradient.clamp(min=0)).mean(1)  # [B, L, S]

@@ -22,6 +22,7 @@ from albef.files import ANSWERS, model_folder
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
+from albef.models.bert import KeysValues
 from albef.models.config import AlbefConfig
 from albef.models.hub import CONFIG, WEIGHTS
 from albef.objectives.answer import AnswerObjective
@@ -188,7 +189,7 @@ def _rows(candidates: Tensor, most: int = 256) -> Iterator[tuple[Tensor, Tensor]
     yield from zip(rows.split(most), candidates.flatten().split(most), strict=True)
 
 
-def _likelihoods(model: AlbefForAnswering, ids: Tensor, mask: Tensor, keys_values: Tensor, seen: Tensor) -> Tensor:
+def _likelihoods(model: AlbefForAnswering, ids: Tensor, mask: Tensor, keys_values: KeysValues, seen: Tensor) -> Tensor:
     """Log-likelihood [rows] of every answer, given its question."""
     length = int(mask.sum(1).max())
     ids, asked = ids[:, :length], mask[:, 1:length].bool()
@@ -215,8 +216,8 @@ def generate(
     Beam search, greedy with one beam; keys and values of the words so far are kept, not computed again.
     """
     decoder, batch = model.decoder, len(states)
-    keys_values = decoder.keys_values(states).repeat_interleave(beams, 0)
-    seen = mask.repeat_interleave(beams, 0)
+    rows = torch.arange(batch, device=states.device).repeat_interleave(beams)
+    keys_values, seen = decoder.keys_values(states)[rows], mask[rows]
     past: list[list[Tensor]] = [[] for _ in decoder.layers]
     ids = torch.full((batch, beams, 1), cls_id, device=states.device)
     scores = torch.full((batch, beams), float("-inf"), device=states.device)
