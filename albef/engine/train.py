@@ -21,6 +21,7 @@ from albef import distributed
 from albef.data.broken import BrokenCounter
 from albef.engine import checkpoint
 from albef.engine.log import RunLog, peak_flops
+from albef.engine.memory import keep_freed_memory
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.recipe import Recipe
 
@@ -88,6 +89,8 @@ class _Run:
         self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
         if not self.steps:
             raise ValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
+        if device.type == "cpu":
+            keep_freed_memory()
         task.objective.to(device)
         self.optimizer = make_optimizer(task.objective, recipe.optim)
         self.step, self.seconds, self.evaluation = 0, 0.0, dict[str, Any]()

@@ -65,7 +65,8 @@ class GeluLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
         of_weight = rows.T @ F.gelu(x).flatten(0, -2)
-        of_x = torch.ops.aten.gelu_backward(gradient @ weight.to(gradient.dtype), x)
+        of_gelu = gradient @ weight.to(gradient.dtype)
+        of_x = torch.ops.aten.gelu_backward.grad_input(of_gelu, x, grad_input=of_gelu)
         return of_x, of_weight.to(weight.dtype), rows.sum(0).to(weight.dtype)
 
 

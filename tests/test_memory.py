@@ -1,0 +1,37 @@
+"""A training process keeps what it frees."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from albef.engine import memory
+
+COUNT = """
+import resource, sys, torch
+from albef.engine.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+def faults():
+    torch.ones(3_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    before, after = faults(), faults()
+print(after - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's setting")
+def test_what_is_freed_is_not_fetched_again(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # given back at once, whatever was freed before
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", COUNT, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("given back", "kept")
+    )
+    assert kept < 20 < given_back  # pages are of 4 kB, or of 2 MB
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    assert not memory.keep_freed_memory()
