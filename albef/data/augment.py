@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from albef.data.pictures import Edges, PictureSource, open_crop, resized_for_training
+from albef.data.pictures import Edges, PictureSource, Pixels, open_crop, resized_for_training
 
-Pixels = NDArray[np.uint8]
 FILL = (128, 128, 128)  # what geometric operations show beyond the picture's edge
 UNCHANGED = np.arange(256, dtype=np.uint8)  # the table that leaves a channel alone
 MAX_LEVEL = 10
@@ -104,7 +103,7 @@ def shear_x(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixel
 
 def shear_y(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift each column by `factor` times its distance from the left."""
-    return shear_x(image.transpose(1, 0, 2), factor, fill).transpose(1, 0, 2)
+    return shear_x(_transposed(image), factor, fill).transpose(1, 0, 2)
 
 
 def translate_x(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
@@ -114,7 +113,11 @@ def translate_x(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> P
 
 def translate_y(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
     """Shift by `offset` pixels upwards."""
-    return translate_x(image.transpose(1, 0, 2), offset, fill).transpose(1, 0, 2)
+    return translate_x(_transposed(image), offset, fill).transpose(1, 0, 2)
+
+
+def _transposed(image: Pixels) -> Pixels:
+    return np.array(Image.fromarray(image).transpose(Image.Transpose.TRANSPOSE))  # three times as quick as NumPy's copy
 
 
 def rotate(image: Pixels, degrees: float, fill: tuple[int, ...] = FILL) -> Pixels:
@@ -138,7 +141,10 @@ def _shift_rows(image: Pixels, shifts: NDArray[Any], fill: tuple[int, ...]) -> P
     framed = np.empty((height, left + width + right, 3), dtype=np.uint8)
     framed[:, :left], framed[:, left : left + width], framed[:, left + width :] = fill, image, fill
     firsts = 3 * (np.arange(height) * framed.shape[1] + left + whole)
-    rows = np.lib.stride_tricks.sliding_window_view(framed.ravel(), 3 * (width + 1))[firsts].astype(np.uint16)
+    rows = np.lib.stride_tricks.sliding_window_view(framed.ravel(), 3 * (width + 1))[firsts]
+    if not part.any():
+        return rows[:, :-3].reshape(image.shape)
+    rows = rows.astype(np.uint16)
     mixed = rows[:, :-3] * (32 - part) + rows[:, 3:] * part  # [H, 3 W]
     return ((mixed + 16) >> 5).astype(np.uint8).reshape(image.shape)
 
@@ -151,26 +157,26 @@ def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
     the picture's, from which the fill is taken away first.
     """
     height, width = image.shape[:2]
-    side = 2 ** max(height, width).bit_length()
+    side = 2 ** (max(height, width) - 1).bit_length()
     offset = torch.tensor(fill, dtype=torch.float32).view(3, 1, 1)
     canvas = torch.empty(3, side, side)
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))  # what PyTorch takes without complaint
     torch.sub(pixels.permute(2, 0, 1), offset, out=canvas[:, :height, :width])
-    # Places go up to the first of these; the second is read with weight 0, and could be NaN.
+    # Places go up to the first of these; the second is read with weight 0, and could be NaN. Where the canvas has no
+    # room for them is nothing but zeros anyway.
     canvas[:, height : height + 2, : width + 2] = canvas[:, :height, width : width + 2] = 0
-    grid = torch.from_numpy(_places(height, width, matrix) / np.float32(16 * side) + np.float32(1 / side - 1))
+    grid = _places(height, width, matrix).div_(16 * side).add_(1 / side - 1)
     views = F.grid_sample(canvas[None], grid.permute(1, 2, 0)[None], "bilinear", "zeros", align_corners=False)[0]
     return (views + (offset + 0.5)).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _places(height: int, width: int, matrix: Any) -> NDArray[np.float32]:
+def _places(height: int, width: int, matrix: Any) -> torch.Tensor:
     """Where each pixel's source lies, x and y [2, H, W] in 1/32 pixels; -32 or the size for whatever lies outside."""
-    x, y = np.arange(width), np.arange(height)[:, None]
-    places = np.empty((2, height, width), dtype=np.float32)
-    for axis, ((a, b, c), size) in enumerate(zip(_inverse(np.asarray(matrix)), (width, height), strict=True)):
-        found = _in_32nds(_in_1024ths(a * x) + _in_1024ths(b * y + c))
-        np.clip(found, -32, 32 * size, out=places[axis], casting="unsafe")
-    return places
+    a, b, c = _inverse(np.asarray(matrix)).T[..., None]  # [2, 1] each
+    across, down = _in_1024ths(a * np.arange(width)), _in_1024ths(b * np.arange(height) + c)
+    places = torch.from_numpy(across)[:, None, :] + torch.from_numpy(down)[:, :, None]
+    sizes = torch.tensor([width, height], dtype=torch.int32).view(2, 1, 1)
+    return _in_32nds(places).clamp_(min=-32).minimum(32 * sizes).float()
 
 
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -185,7 +191,7 @@ def _in_1024ths(values: NDArray[np.float64]) -> NDArray[np.int32]:
     return np.rint(values * 1024).astype(np.int32)
 
 
-def _in_32nds(places: NDArray[np.int32]) -> NDArray[np.int32]:
+def _in_32nds(places: Any) -> Any:
     """1/1024 pixels to 1/32 pixels, rounded."""
     return (places + 16) >> 5
 
@@ -266,7 +272,7 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
         """RGB PIL picture to uint8 [3, height, width]."""
-        return self._finished(image.crop(self._edges(image.width, image.height, rng)), rng)
+        return self._finished(np.array(image.crop(self._edges(image.width, image.height, rng))), rng)
 
     def read(self, source: PictureSource, rng: np.random.Generator, name: str | None = None) -> torch.Tensor:
         """The same from a picture's file, of which no more is decoded than the crop needs; see `open_crop`."""
@@ -276,7 +282,7 @@ class TrainTransform:
     def _edges(self, width: int, height: int, rng: np.random.Generator) -> Edges:
         return (0, 0, width, height) if self.scale is None else crop_box(width, height, self.scale, rng)
 
-    def _finished(self, crop: Image.Image, rng: np.random.Generator) -> torch.Tensor:
+    def _finished(self, crop: Pixels, rng: np.random.Generator) -> torch.Tensor:
         pixels = resized_for_training(crop, self.image_size)  # [height, width, 3]
         if self.flip and rng.random() < 0.5:
             pixels = pixels.flip(1)

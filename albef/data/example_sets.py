@@ -36,7 +36,11 @@ def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image
 
 
 def _open(picture: bytes | Path, name: str) -> Image.Image:
-    return open_picture(picture, name if isinstance(picture, bytes) else None)
+    return open_picture(picture, _name(picture, name))
+
+
+def _name(picture: bytes | Path, name: str) -> str | None:
+    return name if isinstance(picture, bytes) else None  # a file is named by its path
 
 
 def read_examples(source: ExampleSource, indices: Sequence[int], processor: Processor) -> tuple[list[Example], Tensor]:
@@ -70,13 +74,19 @@ class ExampleSet(Dataset[dict[str, Any]]):
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         """example without pictures, pixel_values uint8 [P, 3, H, W], broken [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
-        read = functools.partial(read_example, self.source)
-        (example, images), broken = read_or_replace(read, pair[1], len(self.source), rng)
-        pixels = torch.stack([self._pixels(image, rng) for image in images])
+        read = functools.partial(self._read, rng=rng)
+        (example, pixels), broken = read_or_replace(read, pair[1], len(self.source), rng)
         return {"example": example, "pixel_values": pixels, "broken": broken}
 
-    def _pixels(self, image: Image.Image, rng: np.random.Generator) -> Tensor:
-        return self.transform(image, rng) if self.transform else self.processor.resize(image)
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[Example, Tensor]:
+        example = self.source[index]
+        pixels = [self._pixels(picture, example.name, rng) for picture in example.pictures]
+        return replace(example, pictures=()), torch.stack(pixels)
+
+    def _pixels(self, picture: bytes | Path, name: str, rng: np.random.Generator) -> Tensor:
+        if self.transform is None:
+            return self.processor.resize(_open(picture, name))
+        return self.transform.read(picture, rng, _name(picture, name))
 
 
 class ExampleCollate:
