@@ -171,3 +171,25 @@ def test_what_a_text_scores_does_not_depend_on_its_company(model, processor, gal
         alone, _ = ranking.encode_texts(model, processor, [said[row]])
         ((_, wanted),) = ranking.match(model, tokens, alone, [torch.tensor([0])])
         torch.testing.assert_close(logit, wanted[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("said", ["left", "a green circle on the right of something"])
+def test_one_text_without_keys_and_values(model, processor, gallery, said, monkeypatch):
+    monkeypatch.setattr(ranking, "PICTURES_AT_ONCE", 5)
+    text, _ = ranking.encode_texts(model, processor, [said])
+    found = ranking.match_text(model, gallery.image_tokens, text)
+    only = [torch.tensor([0])] * len(gallery.image_tokens)
+    wanted = torch.cat([logits for _, logits in ranking.match(model, gallery.image_tokens, text, only)])
+    assert len(found) == 16 and found.std(0).min() > 1e-3
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = ranking.match_text(model, [tokens.half() for tokens in gallery.image_tokens], text)
+    torch.testing.assert_close(coarse, wanted, atol=0.05, rtol=0.05)
+    assert ranking.match_text(model, [], text).shape == (0, 2)
+
+
+def test_reading_without_keys_is_for_evaluation(model, gallery):
+    seen = model.fusion_encoder.tokens(torch.stack(gallery.image_tokens[:2]))
+    states, mask = torch.randn(2, 3, model.config.text_width), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="for evaluation"):
+        model.fuse(states, mask, seen, record=[])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.backbone import Backbone, initialise
-from albef.models.bert import FusionEncoder, KeysValues, MlmHead
+from albef.models.bert import FusionEncoder, MlmHead, Seen
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
 
@@ -43,7 +43,7 @@ class AlbefModel(Backbone):
         self,
         text_states: Tensor,
         attention_mask: Tensor | Layout,
-        keys_values: KeysValues | Sequence[KeysValues],
+        keys_values: Seen | Sequence[Seen],
         **options,
     ) -> Tensor:
         """Text states read the picture's `fusion_encoder.keys_values` -> fused states [B, L, text_width].

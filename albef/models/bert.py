@@ -9,9 +9,9 @@ it is compared with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,55 @@ from albef.models.attention import attend, gelu_linear, merge_heads, split_heads
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout, Padded, as_layout
 
-Pair = tuple[Tensor, Tensor]  # keys and values
+
+class Keyed(NamedTuple):
+    """What a layer reads, by keys and values [B, H, S, d]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def rows(self) -> int:
+        return len(self.keys)
+
+    def answer(
+        self, q: Tensor, mask: Tensor | None = None, dropout: float = 0.0, record: list[Tensor] | None = None
+    ) -> Tensor:
+        """Queries [B, L, D] -> what they find [B, L, D]; the rest as `attend`'s."""
+        (q,) = split_heads(q, 1, self.keys.shape[1])
+        return merge_heads(attend(q, self.keys, self.values, mask, dropout, record))
+
+
+class Unkeyed(NamedTuple):
+    """What a layer reads, by its tokens [B, S, Dv], and what would make keys and values of them.
+
+    Since q (W x) = (q W) x, the queries take on the keys' weights, and what they find takes on the values': with less
+    than D / H queries that is less to compute than keys and values. The keys' bias moves all scores alike.
+    """
+
+    tokens: Tensor
+    weight: Tensor
+    bias: Tensor
+    heads: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    def answer(
+        self, q: Tensor, mask: Tensor | None = None, dropout: float = 0.0, record: list[Tensor] | None = None
+    ) -> Tensor:
+        """As `Keyed.answer`, without mask, dropout and record: for matching, not for learning."""
+        if mask is not None or dropout or record is not None:
+            raise ValueError("reading tokens without keys is for evaluation, without a mask and a record")
+        keys, values = self.weight.unflatten(0, (2, self.heads, -1)).unbind(0)  # [H, d, Dv]
+        count, length = q.shape[:2]
+        q = q.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) * keys.shape[1] ** -0.5  # [H, B L, d]
+        asked = (q @ keys).unflatten(1, (count, length)).transpose(0, 1).flatten(1, 2)  # [B, H L, Dv]
+        found = (asked @ self.tokens.transpose(1, 2)).softmax(-1).to(asked.dtype) @ self.tokens
+        found = found.unflatten(1, (self.heads, length)).transpose(0, 1).flatten(1, 2)  # [H, B L, Dv]
+        read = (found @ values.transpose(1, 2)).unflatten(1, (count, length)).permute(1, 2, 0, 3).flatten(2)
+        return read + self.bias.chunk(2)[1]
 
 
 class KeysValues:
@@ -37,8 +85,7 @@ class KeysValues:
     @classmethod
     def of(cls, tokens: Tensor, linear: nn.Linear, layers: int) -> KeysValues:
         """`linear` makes those of all layers; each has a product of its own, whose gradient is gone when it is used."""
-        parameters = zip(linear.weight.chunk(layers), linear.bias.chunk(layers), strict=True)
-        return cls(F.linear(tokens, weight, bias) for weight, bias in parameters)
+        return cls(F.linear(tokens, *of_layer) for of_layer in _by_layer(linear, layers))
 
     def __len__(self) -> int:
         return len(self.layers[0])
@@ -46,10 +93,28 @@ class KeysValues:
     def __getitem__(self, rows: Tensor | slice) -> KeysValues:
         return KeysValues(layer[rows] for layer in self.layers)
 
-    def by_heads(self, layer: int, heads: int) -> Pair:
-        """[B, H, S, d] each."""
-        keys, values = split_heads(self.layers[layer], 2, heads)
-        return keys, values
+    def of_layer(self, layer: int, heads: int) -> Keyed:
+        return Keyed(*split_heads(self.layers[layer], 2, heads))
+
+
+class Tokens:
+    """What is read, [B, S, Dv], without keys and values: for few words that read it once, see `Unkeyed`."""
+
+    def __init__(self, tokens: Tensor, linear: nn.Linear, layers: int) -> None:
+        self.tokens, self.layers = tokens, list(_by_layer(linear, layers))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def of_layer(self, layer: int, heads: int) -> Unkeyed:
+        return Unkeyed(self.tokens, *self.layers[layer], heads)
+
+
+Seen = KeysValues | Tokens
+
+
+def _by_layer(linear: nn.Linear, layers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(linear.weight.chunk(layers), linear.bias.chunk(layers), strict=True)
 
 
 class BertLayer(nn.Module):
@@ -73,16 +138,16 @@ class BertLayer(nn.Module):
         self,
         x: Tensor,
         words: Layout,
-        seen: Sequence[Pair] = (),
+        seen: Sequence[Keyed | Unkeyed] = (),
         record: list[Tensor] | None = None,
         cls_only: bool = False,
         begun: bool = False,
         seen_mask: Tensor | None = None,
         past: list[Tensor] | None = None,
     ) -> Tensor:
-        """x [B, L, D] or, packed, [N, D]; `seen`: keys and values of what is read, [I, H, S, d] each.
+        """x [B, L, D] or, packed, [N, D]; `seen`: what is read, I rows.
 
-        The last rows read the later pairs, a row each; those before them read the first, in turns (I may be 1). With
+        The last texts read the later of several, a row each; those before read the first, in turns (I may be 1). With
         `cls_only` only the first token of each text is carried through: [B, 1, D]. `begun` leaves out the first half,
         which was done. `seen_mask` [B, 1, 1, S] hides some of what is seen. `past` holds the keys and values of earlier
         words, which x goes on from, and receives those of x.
@@ -114,7 +179,7 @@ class BertLayer(nn.Module):
         self,
         x: Tensor,
         words: Layout,
-        seen: Sequence[Pair],
+        seen: Sequence[Keyed | Unkeyed],
         record: list[Tensor] | None = None,
         seen_mask: Tensor | None = None,
     ) -> Tensor:
@@ -122,28 +187,17 @@ class BertLayer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if seen:
             q = self.cross_query(x)
-            if shared := len(seen) == 1 and len(seen[0][0]) == 1 and record is None:
+            if shared := len(seen) == 1 and seen[0].rows == 1 and record is None:
                 rows = q.reshape(1, -1, q.shape[-1])  # all texts ask one picture: one long row, without padding
             else:
                 rows = words.spread(q)
-            sizes = [len(k) for k, _ in seen[1:]]
+            sizes = [part.rows for part in seen[1:]]
             parts = rows.split([len(rows) - sum(sizes), *sizes])
-            read = [self._ask(part, *kv, seen_mask, dropout, record) for part, kv in zip(parts, seen, strict=True)]
+            read = [_ask(part, q, seen_mask, dropout, record) for part, q in zip(seen, parts, strict=True)]
             found = torch.cat(read) if sizes else read[0]
             found = found.view(x.shape) if shared else words.collect(found)
             x = self.cross_norm(x + F.dropout(self.cross_out(found), dropout))
         return self.norm(x + F.dropout(gelu_linear(self.fc1(x), self.fc2), dropout))
-
-    def _ask(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None
-    ) -> Tensor:
-        """Rows q [turns * I, L, D] ask I pictures, in turns: a picture's keys and values are never copied."""
-        turns, length = len(q) // len(k), q.shape[1]
-        if turns > 1:
-            q = q.unflatten(0, (turns, -1)).transpose(0, 1).flatten(1, 2)
-        (q,) = split_heads(q, 1, self.heads)
-        read = merge_heads(attend(q, k, v, mask, dropout, record))
-        return read.unflatten(1, (turns, length)).transpose(0, 1).flatten(0, 1) if turns > 1 else read
 
 
 class TextEncoder(nn.Module):
@@ -197,6 +251,10 @@ class FusionEncoder(nn.Module):
         """Of the picture, [B, S, Dv], once for all texts."""
         return KeysValues.of(image_tokens, self.image_keys_values, len(self.layers))
 
+    def tokens(self, image_tokens: Tensor) -> Tokens:
+        """The picture [B, S, Dv] for a single short text: in place of keys and values, in evaluation mode."""
+        return Tokens(image_tokens, self.image_keys_values, len(self.layers))
+
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:
         """What no picture changes, the first layer's self-attention: once for a text, whatever it is compared with."""
         layer: Any = self.layers[0]
@@ -206,7 +264,7 @@ class FusionEncoder(nn.Module):
         self,
         text_states: Tensor,
         attention_mask: Tensor | Layout,
-        keys_values: KeysValues | Sequence[KeysValues],
+        keys_values: Seen | Sequence[Seen],
         record: list[Tensor] | None = None,
         record_layer: int = -1,
         cls_only: bool = False,
@@ -222,7 +280,7 @@ class FusionEncoder(nn.Module):
         from text to text. With a `Packed` layout for the mask states are [N, D].
         """
         words = as_layout(attention_mask)
-        own, *others = [keys_values] if isinstance(keys_values, KeysValues) else keys_values
+        own, *others = [keys_values] if isinstance(keys_values, (KeysValues, Tokens)) else keys_values
         texts = words.shape[0] - sum(map(len, others))
         if not len(own) or texts % len(own) or (len(own) not in (1, texts) and not others):
             raise ValueError(f"keys_values: expected 1 or {texts} rows, one per text, got {len(own)}")
@@ -230,7 +288,7 @@ class FusionEncoder(nn.Module):
         for index in range(len(self.layers))[layers]:
             recorded = record if index == record_layer % len(self.layers) else None
             last, begins = cls_only and index == len(self.layers) - 1, begun and index == 0
-            parts = [part.by_heads(index, self.heads) for part in (own, *others)]
+            parts = [part.of_layer(index, self.heads) for part in (own, *others)]
             x = _run(self.layers[index], self.gradient_checkpointing, x, words, parts, recorded, last, begins)
         return x
 
@@ -260,7 +318,7 @@ class PairEncoder(nn.Module):
         words, x = as_layout(attention_mask), text_states
         for index, layer in enumerate(self.layers):
             picture, last = (first, second)[index % 2], layer is self.layers[-1]
-            parts = [picture.by_heads(index // 2, self.heads)]
+            parts = [picture.of_layer(index // 2, self.heads)]
             x = _run(layer, self.gradient_checkpointing, x, words, parts, None, last)
         return x
 
@@ -298,7 +356,7 @@ class AnswerDecoder(nn.Module):
         length, seen_mask = input_ids.shape[1], question_mask.bool()[:, None, None]
         causal = Padded(torch.ones(1, 1, length, start + length, dtype=torch.bool, device=x.device).tril(start))
         for index, layer in enumerate(self.layers):
-            own, parts = None if past is None else past[index], [keys_values.by_heads(index, self.heads)]
+            own, parts = None if past is None else past[index], [keys_values.of_layer(index, self.heads)]
             x = _run(layer, self.gradient_checkpointing, x, causal, parts, None, False, False, seen_mask, own)
         return x
 
@@ -318,6 +376,15 @@ class MlmHead(nn.Module):
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
+
+
+def _ask(seen: Keyed | Unkeyed, q: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None) -> Tensor:
+    """Rows q [turns * I, L, D] ask I pictures, in turns: a picture's keys and values are never copied."""
+    turns, length = len(q) // seen.rows, q.shape[1]
+    if turns == 1:
+        return seen.answer(q, mask, dropout, record)
+    q = q.unflatten(0, (turns, -1)).transpose(0, 1).flatten(1, 2)
+    return seen.answer(q, mask, dropout, record).unflatten(1, (turns, length)).transpose(0, 1).flatten(0, 1)
 
 
 def _run(layer: Callable[..., Tensor], checkpointed: bool, *inputs) -> Tensor:

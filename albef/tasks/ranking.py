@@ -22,6 +22,7 @@ from albef.models.layout import Packed
 NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
 TEXTS_AT_ONCE = {"cpu": 64}
+PICTURES_AT_ONCE = 16
 OTHERWISE = 512  # on a GPU; nobody has measured it
 Tick = Callable[[int], None]
 
@@ -194,10 +195,18 @@ def match(
         yield rows, torch.cat(logits)
 
 
+@torch.no_grad()
 def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
-    """ITM logits [I, 2] of a single text with every picture."""
-    only = [torch.zeros(1, dtype=torch.long)] * len(image_tokens)
-    return torch.cat([logits for _, logits in match(model, image_tokens, text, only)])
+    """ITM logits [I, 2] of a single text with every picture, for which no keys and values are made."""
+    states, words = text.some(torch.zeros(1, dtype=torch.long))
+    logits = [torch.empty(0, 2, device=model.device)]
+    for start in range(0, len(image_tokens), PICTURES_AT_ONCE):
+        some = image_tokens[start : start + PICTURES_AT_ONCE]
+        tokens = torch.stack([one.to(model.device, non_blocking=True).float() for one in some])
+        mask = words.readable.expand(len(tokens), -1)
+        seen, asking = model.fusion_encoder.tokens(tokens), states.expand(len(tokens), -1, -1)
+        logits.append(model.match(model.fuse(asking, mask, seen, cls_only=True, begun=True)).float())
+    return torch.cat(logits)
 
 
 def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick | None = None) -> Tensor:
