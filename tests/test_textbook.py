@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Optim
 from albef.tasks import ranking
 from benchmarks import textbook, timing
+from benchmarks.gallery import measure
 from benchmarks.ranking import gallery_of
 from benchmarks.step import caption_lengths
 from tests.worlds import TINY
@@ -226,6 +229,15 @@ def test_the_floor_needs_every_saving(name):
     least, most = (pretraining_flops(config, words, savings=way) for way in (FLOOR, TEXTBOOK))
     assert least < pretraining_flops(config, words, savings=replace(FLOOR, **{name: False})) < most
     assert least < pretraining_flops(config, words) < most
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has had")
+def test_memory_of_ranking_a_whole_test_set():
+    sizes = {"preset": "tiny", "pictures": 6, "captions": 30, "k": 4, "timed": 2}
+    config = preset("tiny").at_size(384)
+    three_bytes_each = 3 * 6 * config.image_tokens * config.vision_width / 2**30  # GiB
+    said = measure(Namespace(**sizes, memory=three_bytes_each, precision="float32"))
+    assert said.startswith("6 pictures, 30 captions, k 4: ") and "in torch.float16" in said
 
 
 def test_caption_lengths_are_spread_over_the_real_ones():

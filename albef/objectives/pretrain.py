@@ -76,14 +76,12 @@ class PretrainObjective(nn.Module):
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
         words = words_of(batch, self.model)
         masked = (batch.get("masked") or self.mask(batch, self.model.device)) if fuse else None
-        masked_ids = masked.input_ids if masked else None
         with torch.no_grad():
             self.model.temp.clamp_(0.001, 0.5)
             self.teacher.update(self.model)
+            z_t, logits_t = self._taught(batch, words, masked)
         # Encode
-        image, text, *z = encode(self.model, batch, words, masked_ids)  # [B, S, Dv], [2 N, D], two of [B, E]
-        with torch.no_grad():
-            image_t, text_t, *z_t = encode(self.teacher.model, batch, words, masked_ids)
+        image, text, *z = encode(self.model, batch, words, masked.input_ids if masked else None)
         # Align
         aligned = align(batch, (z[0], z[1]), (z_t[0], z_t[1]), self.queue, self.model.temp, alpha, self.positives)
         if masked is None:
@@ -93,20 +91,25 @@ class PretrainObjective(nn.Module):
         matched, filled = self._fuse(image, text, words, image_n, text_n)
         itm = match(self.model, matched, image_n, text_n)
         # Fill in
-        with torch.no_grad():
-            teacher, (_, text_t) = self.teacher.model, text_t.chunk(2)
-            filled_t = teacher.fuse(text_t, words, teacher.fusion_encoder.keys_values(image_t))
-            logits_t = teacher.fill_in(filled_t.index_select(0, masked.places)).float()  # [M, V]
-            count = per_rank(torch.full((), float(len(masked.labels)), device=image.device))
+        count = per_rank(torch.full((), float(len(masked.labels)), device=image.device))
         logits = self.model.fill_in(filled.index_select(0, masked.places)).float()
         mlm = masked_word_loss(logits, masked.labels, logits_t, alpha, count)
         return {"itc": aligned.itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
+    def _taught(self, batch: Batch, words: Packed, masked: Masked | None) -> tuple[list[Tensor], Tensor]:
+        """The teacher's unit vectors of images and texts [B, E], and its logits at the masked words [M, V]."""
+        teacher: AlbefModel = self.teacher.model
+        image, text, *z = encode(teacher, batch, words, masked.input_ids if masked else None)
+        if masked is None:
+            return z, text.new_empty(0)
+        filled = teacher.fuse(text.chunk(2)[1], words, teacher.fusion_encoder.keys_values(image))
+        return z, teacher.fill_in(filled.index_select(0, masked.places)).float()
+
     def _fuse(
         self, image: Tensor, text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: every weight
-        is used once, so that its gradient never waits for a second one."""
+        """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: a weight
+        that is used once has no gradient that waits for a second one. Only the last layer is run for each apart."""
         fusion, but_last, last = self.model.fusion_encoder, slice(-1), slice(-1, None)
         text, masked = fusion.begin(text, Packed.join(words, words)).chunk(2)
         pairs, layout = with_negatives(text, words, image_n, text_n)
