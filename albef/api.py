@@ -145,7 +145,7 @@ class OnePicture:
         ids, mask = self._words(text)
         tokens, states = model.encode_image(self._pixels(image)), model.encode_text(ids, mask)
         cosine = (model.project_image(tokens) * model.project_text(states)).sum()
-        fused = model.fuse(states, mask, model.fusion_encoder.tokens(tokens), cls_only=True)
+        fused = model.fuse(states, mask, model.fusion_encoder.seen_once(tokens, ids.shape[1]), cls_only=True)
         return Match(float(model.match(fused).softmax(-1)[0, 1]), float(cosine))
 
     def ground(

@@ -35,7 +35,7 @@ COLUMNS = {
 }
 LEGEND = """\
 whole: text, shortlist and re-ranking in float32; its parts apart. The textbook sorts all cosines, pads the text, and
-fuses all of it in all layers; keys and values are those of k different pictures either way"""
+fuses all of it in all layers, with keys and values of the k pictures"""
 
 
 def main() -> None:

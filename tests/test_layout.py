@@ -1,10 +1,13 @@
 """Words without padding give what words with padding give, outputs and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from albef.models.albef import AlbefModel
 from albef.models.layout import Packed, Padded
+from albef.objectives.align import seen_by, with_negatives
 from tests.worlds import TINY
 
 LENGTHS = (6, 2, 4)
@@ -60,6 +63,30 @@ def test_later_texts_ask_pictures_of_their_own():
         alone = model.encode_text(ids[own, :length], mask[own, :length])
         wanted = model.fuse(alone, mask[own, :length], kv[picture : picture + 1], cls_only=True)
         torch.testing.assert_close(found[row], wanted[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_several_negatives_are_each_with_its_own(layers):
+    """Two for each text and each picture, all in one pass, as fused one by one."""
+    torch.manual_seed(0)
+    model = AlbefModel(replace(TINY, fusion_layers=layers))
+    ids, pixels = torch.randint(5, 100, MASK.shape) * MASK, torch.randn(3, 3, *TINY.image_size)
+    words, image = Packed.of(MASK), model.encode_image(pixels)
+    image_n, text_n = torch.tensor([[1, 2], [2, 0], [0, 1]]), torch.tensor([[2, 1], [0, 2], [1, 0]])
+    text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
+    pairs, layout = with_negatives(text, words, image_n, text_n)
+    seen = seen_by(model.fusion_encoder.keys_values(image), image_n)
+    found = model.fuse(pairs, layout, seen, cls_only=True, begun=True)
+    rows = [(text, text) for text in range(3)]
+    rows += [(int(text_n[picture, turn]), picture) for turn in range(2) for picture in range(3)]
+    rows += [(text, int(image_n[text, turn])) for turn in range(2) for text in range(3)]
+    assert len(found) == len(rows) == 15
+    for fused, (text, picture) in zip(found, rows, strict=True):
+        own, length = slice(text, text + 1), int(MASK[text].sum())
+        alone = model.encode_text(ids[own, :length], MASK[own, :length])
+        kv = model.fusion_encoder.keys_values(image[picture : picture + 1])
+        wanted = model.fuse(alone, MASK[own, :length], kv, cls_only=True)
+        torch.testing.assert_close(fused, wanted[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_number_of_pictures_that_does_not_fit_is_refused():

@@ -32,6 +32,28 @@ def test_what_is_freed_is_not_fetched_again(monkeypatch):
     assert kept < 20 < given_back  # pages are of 4 kB, or of 2 MB
 
 
+@pytest.mark.parametrize(
+    ("limit", "calls"),
+    [
+        (2**40, [(-3, 2**30), (-1, 2**30)]),
+        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
+        (0, [(-3, 2**30), (-3, 2**25)]),
+    ],
+)
+def test_trimming_alone_is_never_set(monkeypatch, limit, calls):
+    """It would end the adapting of the other threshold; an older glibc refuses that one above 32 MiB."""
+    made = []
+
+    class Library:
+        def mallopt(self, which, value):
+            made.append((which, value))
+            return int(which == -1 or value <= limit)
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
+    assert memory.keep_freed_memory() == (limit > 0)
+    assert made == calls
+
+
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not memory.keep_freed_memory()

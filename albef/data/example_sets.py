@@ -36,10 +36,10 @@ def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image
 
 
 def _open(picture: bytes | Path, name: str) -> Image.Image:
-    return open_picture(picture, _name(picture, name))
+    return open_picture(picture, _named_by(picture, name))
 
 
-def _name(picture: bytes | Path, name: str) -> str | None:
+def _named_by(picture: bytes | Path, name: str) -> str | None:
     return name if isinstance(picture, bytes) else None  # a file is named by its path
 
 
@@ -86,7 +86,7 @@ class ExampleSet(Dataset[dict[str, Any]]):
     def _pixels(self, picture: bytes | Path, name: str, rng: np.random.Generator) -> Tensor:
         if self.transform is None:
             return self.processor.resize(_open(picture, name))
-        return self.transform.read(picture, rng, _name(picture, name))
+        return self.transform.read(picture, rng, _named_by(picture, name))
 
 
 class ExampleCollate:

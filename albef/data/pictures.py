@@ -98,7 +98,7 @@ def _cropped(image: Image.Image, edges_of: Callable[[int, int], Edges], size: tu
     width, height = (image.height, image.width) if orientation in SIDEWAYS else image.size
     edges = edges_of(width, height)
     reduction = reduction_of(edges[2] - edges[0], edges[3] - edges[1], size)
-    if image.format == "JPEG" and image.mode == "RGB" and orientation == 1:
+    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB") and orientation == 1:
         with contextlib.suppress(ValueError):  # whatever is wrong with it, Pillow reads it or says what
             pixels = _jpeg(image, reduction)
             left, top, right, bottom = _moved(edges, (width, height), (pixels.shape[1], pixels.shape[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST = 2**30
+LARGEST, LARGEST_OF_OLDER = 2**30, 2**25  # an older glibc maps no later than at 32 MiB
 
 
 def keep_freed_memory() -> bool:
@@ -19,4 +19,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library; Windows has no default one
         return False
-    return bool(mallopt(TRIM_THRESHOLD, LARGEST) and mallopt(MMAP_THRESHOLD, LARGEST))
+    # Setting either ends glibc's own adapting of both: never the trimming's alone.
+    kept = mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, LARGEST_OF_OLDER)
+    return bool(kept and mallopt(TRIM_THRESHOLD, LARGEST))

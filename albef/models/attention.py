@@ -53,7 +53,7 @@ def attend(
 
 class GeluLinear(torch.autograd.Function):
     """`linear(gelu(x))`, which keeps x alone for the backward pass: gelu(x), the other largest activation of a block,
-    is cheaper to compute again than to hold."""
+    is cheaper to compute again than to hold. Its gradient has no gradient of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -33,9 +33,7 @@ class Keyed(NamedTuple):
     def rows(self) -> int:
         return len(self.keys)
 
-    def answer(
-        self, q: Tensor, mask: Tensor | None = None, dropout: float = 0.0, record: list[Tensor] | None = None
-    ) -> Tensor:
+    def answer(self, q: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None) -> Tensor:
         """Queries [B, L, D] -> what they find [B, L, D]; the rest as `attend`'s."""
         (q,) = split_heads(q, 1, self.keys.shape[1])
         return merge_heads(attend(q, self.keys, self.values, mask, dropout, record))
@@ -44,8 +42,8 @@ class Keyed(NamedTuple):
 class Unkeyed(NamedTuple):
     """What a layer reads, by its tokens [B, S, Dv], and what would make keys and values of them.
 
-    Since q (W x) = (q W) x, the queries take on the keys' weights, and what they find takes on the values': with less
-    than D / H queries that is less to compute than keys and values. The keys' bias moves all scores alike.
+    Since q (W x) = (q W) x, the queries take on the keys' weights, and what they find takes on the values'. For few
+    queries that is less to compute than keys and values. The keys' bias moves all scores alike.
     """
 
     tokens: Tensor
@@ -57,12 +55,12 @@ class Unkeyed(NamedTuple):
     def rows(self) -> int:
         return len(self.tokens)
 
-    def answer(
-        self, q: Tensor, mask: Tensor | None = None, dropout: float = 0.0, record: list[Tensor] | None = None
-    ) -> Tensor:
+    def answer(self, q: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None) -> Tensor:
         """As `Keyed.answer`, without mask, dropout and record: for matching, not for learning."""
         if mask is not None or dropout or record is not None:
-            raise ValueError("reading tokens without keys is for evaluation, without a mask and a record")
+            raise ValueError(
+                "tokens without keys are for evaluation, without a record; use keys_values, or model.eval()"
+            )
         keys, values = self.weight.unflatten(0, (2, self.heads, -1)).unbind(0)  # [H, d, Dv]
         count, length = q.shape[:2]
         q = q.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3).flatten(1, 2) * keys.shape[1] ** -0.5  # [H, B L, d]
@@ -192,8 +190,8 @@ class BertLayer(nn.Module):
             else:
                 rows = words.spread(q)
             sizes = [part.rows for part in seen[1:]]
-            parts = rows.split([len(rows) - sum(sizes), *sizes])
-            read = [_ask(part, q, seen_mask, dropout, record) for part, q in zip(seen, parts, strict=True)]
+            asking = rows.split([len(rows) - sum(sizes), *sizes])
+            read = [_ask(one, own, seen_mask, dropout, record) for one, own in zip(seen, asking, strict=True)]
             found = torch.cat(read) if sizes else read[0]
             found = found.view(x.shape) if shared else words.collect(found)
             x = self.cross_norm(x + F.dropout(self.cross_out(found), dropout))
@@ -251,8 +249,13 @@ class FusionEncoder(nn.Module):
         """Of the picture, [B, S, Dv], once for all texts."""
         return KeysValues.of(image_tokens, self.image_keys_values, len(self.layers))
 
-    def tokens(self, image_tokens: Tensor) -> Tokens:
-        """The picture [B, S, Dv] for a single short text: in place of keys and values, in evaluation mode."""
+    def seen_once(self, image_tokens: Tensor, words: int) -> Seen:
+        """The picture [B, S, Dv] for a single text of so many words, in evaluation mode: without keys and values where
+        that is quicker, up to about 45 words at 577 image tokens, 25 at 65."""
+        tokens, width = image_tokens.shape[1:]
+        even = tokens * width / (width + (self.heads - 1) * tokens)  # words for which both need as many operations
+        if words > 0.73 * even:
+            return self.keys_values(image_tokens)
         return Tokens(image_tokens, self.image_keys_values, len(self.layers))
 
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:

@@ -22,8 +22,8 @@ from albef.models.layout import Packed
 NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
 TEXTS_AT_ONCE = {"cpu": 64}
-PICTURES_AT_ONCE = 16
 OTHERWISE = 512  # on a GPU; nobody has measured it
+PICTURES_AT_ONCE = 16
 Tick = Callable[[int], None]
 
 
@@ -197,14 +197,14 @@ def match(
 
 @torch.no_grad()
 def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
-    """ITM logits [I, 2] of a single text with every picture, for which no keys and values are made."""
+    """ITM logits [I, 2] of a single text with every picture, for which no keys and values are made if it is short."""
     states, words = text.some(torch.zeros(1, dtype=torch.long))
     logits = [torch.empty(0, 2, device=model.device)]
     for start in range(0, len(image_tokens), PICTURES_AT_ONCE):
         some = image_tokens[start : start + PICTURES_AT_ONCE]
         tokens = torch.stack([one.to(model.device, non_blocking=True).float() for one in some])
         mask = words.readable.expand(len(tokens), -1)
-        seen, asking = model.fusion_encoder.tokens(tokens), states.expand(len(tokens), -1, -1)
+        seen, asking = model.fusion_encoder.seen_once(tokens, len(states)), states.expand(len(tokens), -1, -1)
         logits.append(model.match(model.fuse(asking, mask, seen, cls_only=True, begun=True)).float())
     return torch.cat(logits)
 

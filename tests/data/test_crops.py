@@ -90,10 +90,16 @@ def test_other_files_are_cropped_whole(mode):
     np.testing.assert_array_equal(crop(data, (54, 54)), whole(data))
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "MPO")])
-def test_other_jpegs_are_reduced_too(mode, kind):
-    data = file_of(scenery().convert(mode), kind)
-    found = crop(data, (108, 108))
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "MPO")])
+def test_every_jpeg_is_reduced_as_pillow_does(mode, kind, monkeypatch):
+    """By the quick decoder, unless its colours are others."""
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (640, 480))]} if kind == "MPO" else {}
+    data, quick, decode = file_of(scenery().convert(mode), kind, **frames), [], simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *of, **least: quick.append(of) or decode(*of, **least))
+    found, image = crop(data, (108, 108)), Image.open(io.BytesIO(data))
+    assert (image.format, len(quick)) == (kind, int(mode != "CMYK"))
+    image.draft(None, (image.width // 4, image.height // 4))
+    np.testing.assert_array_equal(found, np.array(image.convert("RGB").crop([edge // 4 for edge in BOX])))
     assert found.shape == (108, 128, 3)
     assert apart(found, whole(data)) < 2
 
