@@ -14,9 +14,9 @@ LENGTHS = (6, 2, 4)
 MASK = (torch.arange(6) < torch.tensor(LENGTHS)[:, None]).long()
 
 
-def model_and_inputs():
+def model_and_inputs(config=TINY):
     torch.manual_seed(0)
-    model = AlbefModel(TINY)
+    model = AlbefModel(config)
     ids = torch.randint(5, 100, MASK.shape) * MASK
     return model, ids, torch.randn(3, *[3, *TINY.image_size])
 
@@ -68,9 +68,7 @@ def test_later_texts_ask_pictures_of_their_own():
 @pytest.mark.parametrize("layers", [1, 3])
 def test_several_negatives_are_each_with_its_own(layers):
     """Two for each text and each picture, all in one pass, as fused one by one."""
-    torch.manual_seed(0)
-    model = AlbefModel(replace(TINY, fusion_layers=layers))
-    ids, pixels = torch.randint(5, 100, MASK.shape) * MASK, torch.randn(3, 3, *TINY.image_size)
+    model, ids, pixels = model_and_inputs(replace(TINY, fusion_layers=layers))
     words, image = Packed.of(MASK), model.encode_image(pixels)
     image_n, text_n = torch.tensor([[1, 2], [2, 0], [0, 1]]), torch.tensor([[2, 1], [0, 2], [1, 0]])
     text = model.fusion_encoder.begin(model.encode_text(ids, words), words)

@@ -113,16 +113,15 @@ def _cropped(image: Image.Image, edges_of: Callable[[int, int], Edges], size: tu
 def _jpeg(image: Any, reduction: int) -> Pixels:
     """The opened JPEG at 1 / `reduction`: the same library as Pillow's, which decodes in small portions, and the same
     pixels. ValueError if anything about the file is odd."""
+    width, height = (-(-side // reduction) for side in image.size)  # rounded up, as libjpeg does
     image.fp.seek(0)
-    least = {f"min_{side}": -(-getattr(image, side) // reduction) for side in ("width", "height")}
-    return simplejpeg.decode_jpeg(image.fp.read(), "RGB", **least)
+    return simplejpeg.decode_jpeg(image.fp.read(), "RGB", min_width=width, min_height=height)
 
 
 def _moved(edges: Edges, size: tuple[int, int], found: tuple[int, int]) -> Edges:
     """Edges in a picture of `size` (width, height), in the nearest pixels of the same at another size."""
-    (left, right), (top, bottom) = (
-        _moved_along(edges[axis], edges[axis + 2], size[axis], found[axis]) for axis in range(2)
-    )
+    left, right = _moved_along(edges[0], edges[2], size[0], found[0])
+    top, bottom = _moved_along(edges[1], edges[3], size[1], found[1])
     return left, top, right, bottom
 
 

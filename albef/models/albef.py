@@ -46,7 +46,7 @@ class AlbefModel(Backbone):
         keys_values: Seen | Sequence[Seen],
         **options,
     ) -> Tensor:
-        """Text states read the picture's `fusion_encoder.keys_values` -> fused states [B, L, text_width].
+        """Text states read the picture, `fusion_encoder.keys_values` or `seen_once` -> fused states [B, L, text_width].
 
         `options` are those of the fusion encoder's forward pass.
         """
