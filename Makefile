@@ -29,7 +29,7 @@ check: $(VENV)/dev  ## formatting, lint, types, then the tests: what CI runs
 bench: $(VENV)/dev  ## time, memory and arithmetic of training, ranking, loading and search
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-easy-vqa: $(VENV)/run  ## questions about the pictures of the package easy-vqa, from scratch
+easy-vqa: $(VENV)/run  ## questions about the images of the package easy-vqa, from scratch
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check easy-vqa==1.0
 	@$(BIN)/python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
 	@$(BIN)/albef train easy-vqa-align

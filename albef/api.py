@@ -1,4 +1,4 @@
-"""One picture, one line: `albef.load(folder)`, then `answer`, `entails`, `compare`, `match`, `ground`."""
+"""One image, one line: `albef.load(folder)`, then `answer`, `entails`, `compare`, `match`, `ground`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from albef.data.pictures import PictureSource, open_picture, to_rgb
+from albef.data.images import ImageSource, open_image, to_rgb
 from albef.data.processor import Processor, clean_caption
 from albef.data.records import Box, box_of
 from albef.heat import heat
@@ -24,7 +24,7 @@ from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.start import load_model
 from albef.tasks import grounding, vqa
 
-Picture = Image.Image | PictureSource
+ImageLike = Image.Image | ImageSource
 M = TypeVar("M", bound=Backbone)
 
 
@@ -46,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Match:
-    """Whether text and picture belong together: ITM's probability in [0, 1], ITC's cosine in [-1, 1]."""
+    """Whether text and image belong together: ITM's probability in [0, 1], ITC's cosine in [-1, 1]."""
 
     probability: float
     cosine: float
@@ -56,14 +56,14 @@ class Match:
 class Region:
     """Where a text is seen.
 
-    heat_map    [height, width] of the picture, not normalised
+    heat_map    [height, width] of the image, not normalised
     point       x, y in pixels: the middle of the patch where the map is highest
     box         x, y, width, height in pixels: around the map's peak, or the best of the candidates
     points      False if the map has no positive value (in any of the candidates): the box then says nothing
     words       the map of every word, in the text's order, a repeated one's together; empty by ITC
     """
 
-    picture: Image.Image
+    image: Image.Image
     heat_map: np.ndarray
     point: tuple[float, float]
     box: Box
@@ -71,14 +71,14 @@ class Region:
     words: dict[str, np.ndarray]
 
     def overlay(self, word: str | None = None) -> Image.Image:
-        """The picture under the map's colours, with the box; or under the map of one word. KeyError without it."""
+        """The image under the map's colours, with the box; or under the map of one word. KeyError without it."""
         if word is None:
-            return heat(self.picture, self.heat_map, self.picture.size, self.box if self.points else None)
-        return heat(self.picture, self.words[word], self.picture.size)
+            return heat(self.image, self.heat_map, self.image.size, self.box if self.points else None)
+        return heat(self.image, self.words[word], self.image.size)
 
 
-def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, device: str | None = None) -> OnePicture:
-    """A saved model of any kind, ready for single pictures: a folder, the name of one that comes along, or the hub's.
+def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, device: str | None = None) -> OneImage:
+    """A saved model of any kind, ready for single images: a folder, the name of one that comes along, or the hub's.
 
     `image_size` in pixels, if other than the model's; `device` as PyTorch names it, by default a GPU if there is one.
     """
@@ -87,13 +87,13 @@ def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, de
     processor.image_size = model.config.image_size
     path = vqa.answers_file(folder)
     answers = vqa.read_answers(path) if path.is_file() else []
-    return OnePicture(model, processor, answers, str(folder))
+    return OneImage(model, processor, answers, str(folder))
 
 
-class OnePicture:
-    """A model with what it needs for single pictures. Each kind of model can do some of it; the others say so.
+class OneImage:
+    """A model with what it needs for single images. Each kind of model can do some of it; the others say so.
 
-    A picture is a PIL image, a path, the bytes of a file or a stream.
+    An image is a PIL image, a path, the bytes of a file or a stream.
     """
 
     def __init__(self, model: Backbone, processor: Processor, answers: Sequence[str], name: str) -> None:
@@ -101,7 +101,7 @@ class OnePicture:
 
     @torch.no_grad()
     def answer(
-        self, image: Picture, question: str, k: int = 5, answers: Sequence[str] | None = None, free: bool = False
+        self, image: ImageLike, question: str, k: int = 5, answers: Sequence[str] | None = None, free: bool = False
     ) -> list[Answer]:
         """The k likeliest answers, best first: ranked from `answers` (by default those it learnt), or written freely.
 
@@ -128,19 +128,19 @@ class OnePicture:
         found = zip(order[0].tolist(), probabilities[0].tolist(), strict=True)
         return [Answer(listed[index], p) for index, p in found][:k]
 
-    def entails(self, image: Picture, text: str) -> Verdict:
-        """Does the picture entail the text? Or whichever labels the model was trained with."""
+    def entails(self, image: ImageLike, text: str) -> Verdict:
+        """Does the image entail the text? Or whichever labels the model was trained with."""
         model = self._model(AlbefForClassification, "judge a text", "classification")
         return self._verdict(model, self._pixels(image), text)
 
-    def compare(self, first: Picture, second: Picture, text: str) -> Verdict:
-        """Is the text true of the two pictures, the left and the right one?"""
-        model = self._model(AlbefForPairs, "compare two pictures", "nlvr2")
+    def compare(self, first: ImageLike, second: ImageLike, text: str) -> Verdict:
+        """Is the text true of the two images, the left and the right one?"""
+        model = self._model(AlbefForPairs, "compare two images", "nlvr2")
         return self._verdict(model, torch.stack([self._pixels(first), self._pixels(second)], dim=1), text)
 
     @torch.no_grad()
-    def match(self, image: Picture, text: str) -> Match:
-        """Do picture and text belong together?"""
+    def match(self, image: ImageLike, text: str) -> Match:
+        """Do image and text belong together?"""
         model = self._model(AlbefModel, "match", "retrieval")
         ids, mask = self._words(text)
         tokens, states = model.encode_image(self._pixels(image)), model.encode_text(ids, mask)
@@ -150,7 +150,7 @@ class OnePicture:
 
     def ground(
         self,
-        image: Picture,
+        image: ImageLike,
         text: str,
         mode: grounding.Mode = "itm",
         layer: int | None = None,
@@ -165,8 +165,8 @@ class OnePicture:
         if candidates is not None and not len(candidates):
             raise ValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
         given = [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
-        picture = _opened(image)
-        size, inputs = (picture.height, picture.width), (self._pixels(picture), *self._words(text))
+        opened = _opened(image)
+        size, inputs = (opened.height, opened.width), (self._pixels(opened), *self._words(text))
         words = {}
         if mode == "itm":
             maps = grounding.word_maps(model, *inputs, layer)[0]
@@ -180,7 +180,7 @@ class OnePicture:
         box: Box = boxes.box_of_map(large)
         if given:
             box, points = grounding.best_box(large, given)
-        return Region(picture, large, boxes.point(small, *size), box, points, words)
+        return Region(opened, large, boxes.point(small, *size), box, points, words)
 
     @torch.no_grad()
     def _verdict(self, model: AlbefForClassification | AlbefForPairs, pixels: Tensor, text: str) -> Verdict:
@@ -196,7 +196,7 @@ class OnePicture:
             )
         return self.model
 
-    def _pixels(self, image: Picture) -> Tensor:
+    def _pixels(self, image: ImageLike) -> Tensor:
         return self.processor.images([image]).to(self.model.device)
 
     def _words(self, text: str) -> tuple[Tensor, Tensor]:
@@ -222,5 +222,5 @@ class OnePicture:
         return places
 
 
-def _opened(image: Picture) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_picture(image)
+def _opened(image: ImageLike) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)

@@ -14,10 +14,10 @@ Vision-language models that are aligned before they are fused.
 
 start here
   albef demo                              pre-train a tiny model in four minutes, search with a shipped one, see why
-  albef demo --query "red fruit"          search the emoji pictures
+  albef demo --query "red fruit"          search the emoji images
   albef recipes                           every run by name
 
-train on your own pictures
+train on your own images
   albef train pretrain-tiny --data.train captions.json --data.validation dev.json --out runs/mine
   albef train --resume runs/mine          go on after a stop or a crash
   albef train pretrain-tiny --help        every field that can be replaced
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--task-minutes", type=float, default=2.0, help="longest training time of each of the six runs (default 2)"
     )
     demo.add_argument("--seed", type=int, default=42, help="of the run (default 42)")
-    demo.add_argument("--top", type=int, default=8, help="pictures to show per query (default 8)")
+    demo.add_argument("--top", type=int, default=8, help="images to show per query (default 8)")
 
     train = command("train", _train, "run a recipe; `albef train NAME --help` lists its fields", add_help=False)
     train.add_argument("recipe", nargs="?", help="name of a recipe, or a recipe.json")
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--k", type=int, help="retrieval, vqa: candidates that are re-ranked (default 128)")
     group = evaluate.add_argument_group("retrieval")
-    group.add_argument("--captions", type=int, help="only the first so many captions of each picture")
+    group.add_argument("--captions", type=int, help="only the first so many captions of each image")
     group.add_argument(
         "--protocol", choices=("coco", "flickr30k", "flickr30k-zero-shot"), help="size and k of the paper"
     )
@@ -108,13 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--answers", type=Path, help="JSON list of answers (default: those the model learned)")
     group.add_argument("--official", action="store_true", help="count the first word twice, as the original")
     group.add_argument("--way", choices=("ranked", "generated"), help="answers in --results (default ranked)")
-    group.add_argument("--vg-root", help="folder of Visual Genome's pictures")
+    group.add_argument("--vg-root", help="folder of Visual Genome's images")
     group = evaluate.add_argument_group("grounding")
     group.add_argument("--mode", nargs="+", choices=("itm", "itc"), help="kind of heat map (default both)")
     group.add_argument("--layer", type=int, help="layer of the heat map (default: as the paper)")
 
-    for name, (text, things) in _ONE_PICTURE.items():
-        one = command(name, _one_picture, text)
+    for name, (text, things) in _ONE_IMAGE.items():
+        one = command(name, _one_image, text)
         one.set_defaults(what=name)
         one.add_argument("model", help=_MODEL)
         for thing in things:
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "ground":
             one.add_argument("--mode", choices=("itm", "itc"), default="itm", help="kind of heat map (default itm)")
             one.add_argument("--layer", type=int, help="layer of the heat map (default: as the paper)")
-            one.add_argument("--out", type=Path, default=Path("heat.png"), help="picture to write (default heat.png)")
+            one.add_argument("--out", type=Path, default=Path("heat.png"), help="image to write (default heat.png)")
 
     answers = command("answers", _answers, "make the list of answers that VQA ranks, from annotations")
     answers.add_argument("data", nargs="+", help="VQA JSON lists")
@@ -165,7 +165,7 @@ _MODEL = "folder of a saved model, e.g. runs/mine/model; or emoji or world, whic
 _IMAGE_SIZE: dict[str, Any] = {
     "type": _size,
     "metavar": "PIXELS",
-    "help": "size of the pictures, if other than the model's: 384, or height and width, 256x512",
+    "help": "size of the images, if other than the model's: 384, or height and width, 256x512",
 }
 
 
@@ -275,23 +275,23 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     evaluation.run(options)
 
 
-_ONE_PICTURE = {
-    "ask": ("answer a question about a picture", ("picture", "question")),
-    "entail": ("does a picture entail a text?", ("picture", "text")),
-    "compare": ("is a text true of two pictures?", ("left", "right", "text")),
-    "match": ("do picture and text belong together?", ("picture", "text")),
-    "ground": ("where in a picture is a text seen? Writes a heat map", ("picture", "text")),
+_ONE_IMAGE = {
+    "ask": ("answer a question about an image", ("image", "question")),
+    "entail": ("does an image entail a text?", ("image", "text")),
+    "compare": ("is a text true of two images?", ("left", "right", "text")),
+    "match": ("do image and text belong together?", ("image", "text")),
+    "ground": ("where in an image is a text seen? Writes a heat map", ("image", "text")),
 }
 _THINGS = {
-    "picture": "path of the picture",
-    "left": "path of the left picture",
-    "right": "path of the right picture",
+    "image": "path of the image",
+    "left": "path of the left image",
+    "right": "path of the right image",
     "question": "what is asked",
     "text": "what is said of it",
 }
 
 
-def _one_picture(options: argparse.Namespace, _: list[str]) -> None:
+def _one_image(options: argparse.Namespace, _: list[str]) -> None:
     _check_places(getattr(options, "out", None))
     from albef import shell
 

@@ -145,22 +145,24 @@ def _is_known(example: Example) -> bool:
 def _retrieval(model: AlbefModel, processor: Processor, options: argparse.Namespace) -> dict[str, Any]:
     source = _pairs(options)
     gallery = with_bar(
-        "encoding pictures",
+        "encoding images",
         len(source),
         lambda tick: ranking.encode(
             model, processor, source, options.captions, tick=tick, memory=options.memory or ranking.MEMORY
         ),
     )
-    pictures = len(gallery.z_image)
+    images = len(gallery.z_image)
     if distributed.rank() == 0:
-        print(f"{pictures} pictures, {len(gallery.z_text)} texts, up to {options.k} candidates re-ranked")
+        print(
+            f"{images} pictures, {len(gallery.z_text)} texts, up to {options.k} candidates re-ranked"
+        )  # 0.1.0's words: scripts read them
     return {
-        **with_bar("re-ranking", pictures, lambda tick: ranking.evaluate(model, gallery, options.k, tick)),
+        **with_bar("re-ranking", images, lambda tick: ranking.evaluate(model, gallery, options.k, tick)),
     }
 
 
 def _pairs(options: argparse.Namespace) -> Source:
-    """Pictures with captions. ValueError or FileNotFoundError where there are none, with the remedy for phrases."""
+    """Images with captions. ValueError or FileNotFoundError where there are none, with the remedy for phrases."""
     try:
         return open_sources(options.data, options.image_root)
     except (ValueError, FileNotFoundError) as error:
@@ -214,7 +216,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def _recalls(figures: Mapping[str, dict[str, float]]) -> str:
-    heads = ["text->picture R@1", "R@5", "R@10", "picture->text R@1", "R@5", "R@10"]
+    heads = ["text->image R@1", "R@5", "R@10", "image->text R@1", "R@5", "R@10"]
     keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
     widths = [len(head) + 4 for head in heads]
     rows = [" " * 4 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]

@@ -1,4 +1,4 @@
-"""A heat map over its picture."""
+"""A heat map over its image."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from PIL import Image, ImageDraw
 
 
 def heat(
-    picture: Image.Image,
+    image: Image.Image,
     values: np.ndarray,
     size: tuple[int, int] = (160, 160),
     box: Sequence[float] | None = None,
     opacity: float = 0.5,
 ) -> Image.Image:
-    """The picture, brought to `size` (width, height in pixels), under the map's colours, from blue (least) to red.
+    """The image, brought to `size` (width, height in pixels), under the map's colours, from blue (least) to red.
 
-    `values` [rows, columns] may be coarser. A `box` (x, y, width, height in pixels of the picture) is drawn in white.
+    `values` [rows, columns] may be coarser. A `box` (x, y, width, height in pixels of the image) is drawn in white.
     """
     span = float(values.max() - values.min()) or 1.0
     grid = Image.fromarray(((values - values.min()) / span).astype(np.float32))
     level = np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     channels = [(1.5 - np.abs(4 * level - centre)).clip(0, 1) for centre in (3, 2, 1)]
     colours = Image.fromarray((255 * np.stack(channels, -1)).astype(np.uint8))
-    mixed = Image.blend(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), colours, opacity)
+    mixed = Image.blend(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), colours, opacity)
     if box is not None:
-        across, down = size[0] / picture.width, size[1] / picture.height
+        across, down = size[0] / image.width, size[1] / image.height
         x, y, width, height = box
         left, top = x * across, y * down
         corners = (left, top, max(left, (x + width) * across - 1), max(top, (y + height) * down - 1))

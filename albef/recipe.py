@@ -15,10 +15,10 @@ Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-
 
 @dataclass(frozen=True)
 class Data:
-    """Where pictures and words come from, and how they are varied.
+    """Where images and words come from, and how they are varied.
 
     A source is a JSON list in the original's format, a WebDataset tar (`shards/{00000..00099}.tar`), or a folder of
-    pictures with `.txt` files beside them.
+    images with `.txt` files beside them.
     """
 
     train: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Data:
     image_root: str | None = None
     """Folder that the `image` paths of JSON lists are relative to; by default the list's own folder."""
     vg_root: str | None = None
-    """VQA: folder of the pictures of records whose `dataset` is `vg`; by default `image_root`."""
+    """VQA: folder of the images of records whose `dataset` is `vg`; by default `image_root`."""
     answers: str | None = None
     """VQA: JSON list of the answers that are ranked; by default those of the training questions."""
     labels: tuple[str, ...] = ("contradiction", "neutral", "entailment")
@@ -36,16 +36,16 @@ class Data:
     tokenizer: str | None = None
     """A `vocab.txt` or `tokenizer.json`; by default WordPiece is trained on the captions of `train`."""
     augment: Literal["randaugment", "affine"] = "randaugment"
-    """`randaugment`: the paper's crop, flip and RandAugment, picture by picture. `affine`: all pictures are decoded
-    once and kept in memory, and a batch is turned, moved and recoloured in one go (for small pictures)."""
+    """`randaugment`: the paper's crop, flip and RandAugment, image by image. `affine`: all images are decoded
+    once and kept in memory, and a batch is turned, moved and recoloured in one go (for small images)."""
     crop_scale: tuple[float, float] | None = (0.2, 1.0)
     """`randaugment`: share of the area that a random crop keeps; None keeps all."""
     flip: bool = True
-    """`randaugment`: mirror every second picture."""
+    """`randaugment`: mirror every second image."""
     cache_size: int = 48
-    """`affine`: side in pixels of the pictures kept in memory."""
+    """`affine`: side in pixels of the images kept in memory."""
     zoom: tuple[float, float] = (0.75, 1.15)
-    """`affine`: visible side as a share of the picture's."""
+    """`affine`: visible side as a share of the image's."""
     shift: float = 0.1
     """`affine`: largest displacement as a share of the side."""
     angle: float = 12.0
@@ -57,11 +57,11 @@ class Data:
     max_tokens: int = 25
     """Tokens of a caption that are kept in training, `[CLS]` included."""
     validation_captions: int | None = None
-    """Use only the first so many captions of each validation picture."""
+    """Use only the first so many captions of each validation image."""
     workers: int = 4
-    """`randaugment`: processes that read pictures, per rank."""
+    """`randaugment`: processes that read images, per rank."""
     broken_limit: float = 0.01
-    """Stop when more than this share of the pictures can't be read."""
+    """Stop when more than this share of the images can't be read."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from albef.recipe import Data, Objective, Optim, Recipe, Task
 
 
 def pretrain_14m() -> Recipe:
-    """The paper's pre-training on 14 M pictures (configs/Pretrain.yaml of the original; paper §3.4, §3.5).
+    """The paper's pre-training on 14 M images (configs/Pretrain.yaml of the original; paper §3.4, §3.5).
 
     torchrun --nproc-per-node 8 -m albef train pretrain-14m --data.image-root /data --init START
     START is made of DeiT-B/16 and BERT-base by `albef convert --deit deit_base_patch16_224.pth --bert
@@ -52,7 +52,7 @@ def pretrain_14m() -> Recipe:
 
 
 def pretrain_4m() -> Recipe:
-    """The paper's pre-training on 4 M pictures: as `pretrain-14m` without CC12M.
+    """The paper's pre-training on 4 M images: as `pretrain-14m` without CC12M.
 
     torchrun --nproc-per-node 8 -m albef train pretrain-4m --data.image-root /data --init START
     The paper's result, 8 A100 for 2 to 3 days: Flickr30k after fine-tuning TR R@1 94.3, IR R@1 82.8. Not run by us.
@@ -63,7 +63,7 @@ def pretrain_4m() -> Recipe:
 
 
 def pretrain_small() -> Recipe:
-    """A twin of `pretrain-4m` for one machine with own pictures: a network of 13 M parameters at 128 px.
+    """A twin of `pretrain-4m` for one machine with own images: a network of 13 M parameters at 128 px.
 
     albef train pretrain-small --data.train captions.json --data.validation dev.json --out runs/mine
     """
@@ -79,7 +79,7 @@ def pretrain_small() -> Recipe:
 
 
 def pretrain_tiny() -> Recipe:
-    """A twin of `pretrain-small` that learns in minutes: 1.7 M parameters at 32 px, pictures kept in memory.
+    """A twin of `pretrain-small` that learns in minutes: 1.7 M parameters at 32 px, images kept in memory.
 
     albef train pretrain-tiny --data.train captions.json --data.validation dev.json --out runs/mine
     """
@@ -101,7 +101,7 @@ def emoji() -> Recipe:
     """The model that the package ships: three drawing styles of the emoji, searched in a fourth it has never seen.
 
     albef train emoji --out runs/emoji
-    Text->picture, three seeds: ITC R@1 43.3 (sd 0.1), R@10 76.3 (0.4); ITM 40.6 (1.6), 76.5 (0.5). 40 minutes on one
+    Text->image, three seeds: ITC R@1 43.3 (sd 0.1), R@10 76.3 (0.4); ITM 40.6 (1.6), 76.5 (0.5). 40 minutes on one
     core of a busy machine. docs/results.md has the rest.
     """
     tiny = pretrain_tiny()
@@ -122,7 +122,7 @@ def emoji_demo() -> Recipe:
     """Four minutes of `emoji`: what `albef demo` does first.
 
     albef train emoji-demo --out runs/emoji-demo
-    Text->picture by ITC, three seeds on two cores: R@1 21.5 (sd 1.2), R@10 51.9 (1.2).
+    Text->image by ITC, three seeds on two cores: R@1 21.5 (sd 1.2), R@10 51.9 (1.2).
     """
     full = emoji()
     return replace(
@@ -141,7 +141,7 @@ def world() -> Recipe:
     """A model of 1.6 M parameters that knows the generated world: what the world's tasks are fine-tuned from.
 
     albef train world --out runs/world
-    Pictures by caption, one of 491, one seed: ITC R@1 92.5, ITM 95.1.
+    Images by caption, one of 491, one seed: ITC R@1 92.5, ITM 95.1.
     """
     tiny = pretrain_tiny()
     return replace(
@@ -171,7 +171,7 @@ def retrieval_coco() -> Recipe:
     """Fine-tuning for retrieval on COCO (configs/Retrieval_coco.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train retrieval-coco --init albef-14m --data.image-root /data/coco
-    The paper's result, 14 M pictures: TR R@1/5/10 77.6/94.3/97.2, IR 60.7/84.3/90.5. Not run by us.
+    The paper's result, 14 M images: TR R@1/5/10 77.6/94.3/97.2, IR 60.7/84.3/90.5. Not run by us.
     """
     return replace(
         pretrain_14m(),
@@ -199,7 +199,7 @@ def retrieval_flickr30k() -> Recipe:
     """Fine-tuning for retrieval on Flickr30k (configs/Retrieval_flickr.yaml of the original): as `retrieval-coco`.
 
     torchrun --nproc-per-node 8 -m albef train retrieval-flickr30k --init albef-14m --data.image-root /data/flickr30k
-    The paper's result, 14 M pictures: TR R@1/5/10 95.9/99.8/100.0, IR 85.6/97.5/98.9. Not run by us.
+    The paper's result, 14 M images: TR R@1/5/10 95.9/99.8/100.0, IR 85.6/97.5/98.9. Not run by us.
     """
     coco = retrieval_coco()
     data = replace(coco.data, train=("flickr30k_train.json",), validation=("flickr30k_val.json",))
@@ -211,7 +211,7 @@ def vqa() -> Recipe:
 
     torchrun --nproc-per-node 8 -m albef train vqa --init albef-14m --data.image-root /data/coco --data.vg-root /data/vg
     The answers are chosen by evaluation: albef evaluate runs/vqa/model --data vqa_test.json --results vqa_result.json
-    The paper's result, 14 M pictures: test-dev 75.84, test-std 76.04. Not run by us.
+    The paper's result, 14 M images: test-dev 75.84, test-std 76.04. Not run by us.
     """
     coco = retrieval_coco()
     return replace(
@@ -235,7 +235,7 @@ def entailment() -> Recipe:
     """Fine-tuning on SNLI-VE (configs/VE.yaml of the original; paper §4.1). The teacher's share doesn't ramp up.
 
     torchrun --nproc-per-node 8 -m albef train entailment --init albef-14m --data.image-root /data/flickr30k
-    The paper's result, 14 M pictures: val 80.80, test 80.91. Not run by us.
+    The paper's result, 14 M images: val 80.80, test 80.91. Not run by us.
     """
     coco = retrieval_coco()
     return replace(
@@ -253,7 +253,7 @@ def text_assignment() -> Recipe:
     """Pre-training for NLVR2 by text assignment (configs/NLVR_pretrain.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train text-assignment --init albef-4m --data.image-root /data
-    One epoch over the 4 M pictures. No figure of its own; `nlvr2` starts from it. Not run by us.
+    One epoch over the 4 M images. No figure of its own; `nlvr2` starts from it. Not run by us.
     """
     four = pretrain_4m()
     return replace(
@@ -270,7 +270,7 @@ def nlvr2() -> Recipe:
     """Fine-tuning on NLVR2 (configs/NLVR.yaml of the original; paper §4.1), after `text-assignment`.
 
     torchrun --nproc-per-node 8 -m albef train nlvr2 --init runs/text-assignment/model --data.image-root /data/nlvr2
-    The paper's result, 14 M pictures: dev 82.55, test-P 83.14. Not run by us.
+    The paper's result, 14 M images: dev 82.55, test-P 83.14. Not run by us.
     """
     coco = retrieval_coco()
     return replace(
@@ -289,7 +289,7 @@ def grounding() -> Recipe:
 
     torchrun --nproc-per-node 8 -m albef train grounding --init albef-14m --data.image-root /data/coco
     Then: albef evaluate runs/grounding/model --task grounding --data data/refcoco+/testA --image-root /data/coco
-    The paper's result by ITM, 14 M pictures: val 58.46, testA 65.89, testB 46.25. Not run by us.
+    The paper's result by ITM, 14 M images: val 58.46, testA 65.89, testB 46.25. Not run by us.
     """
     coco = retrieval_coco()
     return replace(
@@ -319,7 +319,7 @@ def _of_world(name: str, task: Task, lr: float, steps: int) -> Recipe:
 
 
 def world_retrieval() -> Recipe:
-    """Retrieval in the generated world: one of 491 pictures by its caption.
+    """Retrieval in the generated world: one of 491 images by its caption.
 
     albef train world-retrieval --out runs/world-retrieval
     """
@@ -335,7 +335,7 @@ def world_vqa() -> Recipe:
 
 
 def world_entailment() -> Recipe:
-    """Statements about the generated world: true, false, or nothing that the picture says.
+    """Statements about the generated world: true, false, or nothing that the image says.
 
     albef train world-entailment --out runs/world-entailment
     """
@@ -351,7 +351,7 @@ def world_assignment() -> Recipe:
 
 
 def world_nlvr2() -> Recipe:
-    """Statements about two pictures of the generated world.
+    """Statements about two images of the generated world.
 
     albef train world-nlvr2 --out runs/world-nlvr2
     After text assignment: --init runs/world-assignment/model
@@ -368,7 +368,7 @@ def world_grounding() -> Recipe:
 
 
 def easy_vqa_align() -> Recipe:
-    """What `easy-vqa` starts from: the same pictures with what the training answers say of them, such as "teal circle".
+    """What `easy-vqa` starts from: the same images with what the training answers say of them, such as "teal circle".
 
     python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
     albef train easy-vqa-align --out runs/easy-vqa-align

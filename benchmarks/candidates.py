@@ -10,17 +10,17 @@ from albef.tasks import ranking
 
 def main() -> None:
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
-    print("text->picture R@1 in the unseen style")
+    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1)
+    print("text->image R@1 in the unseen style")
     for k in (2, 4, 8, 16, 64):
         show(f"{k} candidates", [ranking.evaluate(model, gallery, k)])
     torch.manual_seed(0)
     for size, draws in ((32, 20), (128, 20), (512, 6)):
-        show(f"{size} pictures", [ranking.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
+        show(f"{size} images", [ranking.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
 
 
 def part(gallery: ranking.Gallery, size: int) -> ranking.Gallery:
-    """A random part of a gallery with one text for each picture."""
+    """A random part of a gallery with one text for each image."""
     rows = torch.randperm(len(gallery.z_image))[:size]
     tokens = [gallery.image_tokens[row] for row in rows.tolist()]
     states, _ = gallery.texts.some(rows)

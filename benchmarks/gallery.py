@@ -1,7 +1,7 @@
 """Host memory that ranking a whole test set needs, and how long it will take: `python -m benchmarks.gallery`
 
-COCO's 5,000 pictures and 25,010 captions, base at 384 px, 256 candidates each way. Image tokens and text states are
-random. Only so many pictures are re-ranked, which says how long all would take; everything else is done and kept as
+COCO's 5,000 images and 25,010 captions, base at 384 px, 256 candidates each way. Image tokens and text states are
+random. Only so many images are re-ranked, which says how long all would take; everything else is done and kept as
 in `albef evaluate`.
 """
 
@@ -30,11 +30,11 @@ GIB = 2**30
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("tiny", "small", "base"), default="base", help="default base")
-    parser.add_argument("--pictures", type=int, default=5000, help="default 5000")
+    parser.add_argument("--images", type=int, default=5000, help="default 5000")
     parser.add_argument("--captions", type=int, default=25_010, help="in all (default 25010)")
     parser.add_argument("--k", type=int, default=256, help="candidates each way (default 256)")
     parser.add_argument("--memory", type=float, default=ranking.MEMORY, metavar="GIB", help="for image tokens")
-    parser.add_argument("--timed", type=int, default=4, help="pictures that are re-ranked (default 4)")
+    parser.add_argument("--timed", type=int, default=4, help="images that are re-ranked (default 4)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     print(timing.in_its_own_process(measure, options))
@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace) -> str:
     config = preset(options.preset).at_size(384)
     model = AlbefModel(config).eval()
     size, at_once = (config.image_tokens, config.vision_width), 64
-    counts = [min(at_once, options.pictures - start) for start in range(0, options.pictures, at_once)]
+    counts = [min(at_once, options.images - start) for start in range(0, options.images, at_once)]
     with mock.patch.object(model, "encode_image", lambda batch: torch.randn(len(batch), *size)):
         batches = (torch.empty(count, 0) for count in counts)
         tokens, z_image = ranking.encode_images(model, batches, options.memory)
@@ -56,24 +56,24 @@ def measure(options: argparse.Namespace) -> str:
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     texts = ranking.Texts(torch.randn(int(lengths.sum()), config.text_width), mask)
     z_text = model.project_text(torch.randn(options.captions, 1, config.text_width))
-    image_of_text = torch.arange(options.captions) * options.pictures // options.captions
+    image_of_text = torch.arange(options.captions) * options.images // options.captions
     seconds: list[float] = []
     with mock.patch.object(ranking, "match", some_of(ranking.match, options.timed, seconds)):
         gallery = ranking.Gallery(tokens, z_image, texts, z_text, image_of_text)
         with autocast(CPU, options.precision):
             ranking.evaluate(model, gallery, options.k)
     kept = sum(one.numel() * one.itemsize for one in tokens) / GIB
-    left = sum(seconds) / len(seconds) * options.pictures / 3600
+    left = sum(seconds) / len(seconds) * options.images / 3600
     peak = timing.status("VmHWM") / GIB
     return (
-        f"{options.pictures} pictures, {options.captions} captions, k {options.k}: {peak:.1f} GiB at the peak, "
+        f"{options.images} images, {options.captions} captions, k {options.k}: {peak:.1f} GiB at the peak, "
         f"{encoded / GIB:.1f} while encoding; image tokens {kept:.1f} GiB in {tokens[0].dtype}; re-ranking all would "
         f"take {left:.1f} h ({options.precision}, {torch.get_num_threads()} threads)"
     )
 
 
 def some_of(match, count: int, seconds: list[float]):
-    """`ranking.match` of the first so many pictures, whose `seconds` are noted; the others' texts match by 0."""
+    """`ranking.match` of the first so many images, whose `seconds` are noted; the others' texts match by 0."""
 
     def matched(model: AlbefModel, image_tokens: Sequence[Tensor], texts: ranking.Texts, chosen: Iterator[Tensor]):
         some = list(islice(chosen, count))

@@ -1,11 +1,11 @@
-"""Pictures a second that one core reads and augments, ours against plain Pillow: `python -m benchmarks.loader`.
+"""Images a second that one core reads and augments, ours against plain Pillow: `python -m benchmarks.loader`.
 
-The plain way decodes the whole picture by Pillow, crops and resizes by its bicubic (RandomResizedCrop), flips, carries
+The plain way decodes the whole image by Pillow, crops and resizes by its bicubic (RandomResizedCrop), flips, carries
 out RandAugment by Pillow's operators (ImageOps, ImageEnhance, a 3 x 3 kernel, affine transforms), and makes normalised
 float32 batches. Ours is TrainingSet's: uint8 batches, normalised on the device. Both take the same files from memory,
 crop by the same rule, draw the same operations and leave captions out. 256 pixels: a crop of 0.2..1 of the area as in
-pre-training; 384: 0.5..1 as in fine-tuning. Pictures are octaves of noise, saved as JPEG of quality 90; those of
-`--pictures FOLDER` are scaled to each size. `floor`: Pillow decoding at 1/8 alone, nearly nothing but Huffman codes.
+pre-training; 384: 0.5..1 as in fine-tuning. Images are octaves of noise, saved as JPEG of quality 90; those of
+`--images FOLDER` are scaled to each size. `floor`: Pillow decoding at 1/8 alone, nearly nothing but Huffman codes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Batch = Callable[[Sequence[bytes], int, int, "Clock"], torch.Tensor]  # files, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, help="a folder of JPEGs to take in place of generated pictures")
-    parser.add_argument("--full", action="store_true", help="more pictures and repeats: minutes")
+    parser.add_argument("--images", type=Path, help="a folder of JPEGs to take in place of generated images")
+    parser.add_argument("--full", action="store_true", help="more images and repeats: minutes")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    images = pictures(options.pictures, 16 if options.full else 3)
+    photos = images(options.images, 16 if options.full else 3)
     print(
-        "picture    bytes/px side  plain/s   ours/s  ratio (min to max)      floor | our ms: decode resize augment rest"
+        "image    bytes/px side  plain/s   ours/s  ratio (min to max)      floor | our ms: decode resize augment rest"
     )
     rows = []
     for size in SIZES:
-        files = [encoded(image, size) for image in images]
+        files = [encoded(image, size) for image in photos]
         for side in SCALES:
             row = measure(files * (1 if size[0] > 1000 else 5), side, 15 if options.full else 5)
             row |= {
@@ -60,7 +60,7 @@ def main() -> None:
             }
             rows.append(row)
             print(line(row), flush=True)
-    waits = feed([encoded(image, (500, 375)) for image in images])
+    waits = feed([encoded(image, (500, 375)) for image in photos])
     print(
         "One worker that takes {batch_ms:.0f} ms a batch, a step half as long again: it waits {wait_ms:.1f} ms".format(
             **waits
@@ -69,7 +69,7 @@ def main() -> None:
     timing.write(options.json, torch.device("cpu"), {"workers": waits}, rows)
 
 
-def pictures(folder: Path | None, count: int) -> list[Image.Image]:
+def images(folder: Path | None, count: int) -> list[Image.Image]:
     if folder is None:
         return [noise(seed) for seed in range(count)]
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -87,7 +87,7 @@ def noise(seed: int, width: int = 1600, height: int = 1200) -> Image.Image:
 
 
 def encoded(image: Image.Image, size: tuple[int, int]) -> bytes:
-    """The picture at `size` as a JPEG; a generated one is laid side by side where it is too small, to stay as fine."""
+    """The image at `size` as a JPEG; a generated one is laid side by side where it is too small, to stay as fine."""
     if image.width >= 1600 and size[0] > image.width:
         pixels = np.tile(np.asarray(image), (-(-size[1] // image.height), -(-size[0] // image.width), 1))
         image = Image.fromarray(pixels[: size[1], : size[0]])
@@ -164,7 +164,7 @@ def ours(files: Sequence[bytes], side: int, seed: int, clock: Clock) -> torch.Te
 
 
 def measure(files: Sequence[bytes], side: int, repeats: int) -> dict[str, Any]:
-    """CPU milliseconds a picture both ways, taken in turn; medians, and the spread of the ratio."""
+    """CPU milliseconds an image both ways, taken in turn; medians, and the spread of the ratio."""
     ways: dict[str, Batch] = {"plain": plain, "ours": ours}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):

@@ -40,7 +40,7 @@ def main() -> None:
         chart("CPU ms of a pair's step", "pairs in the batch", step, "batch", "batch"),
         chart("CPU ms of a pair's step", "pixels of a side", step, "resolution", "batch"),
         chart("CPU ms of a pair's step", "tokens of every caption", step, "captions", "batch"),
-        chart("CPU ms of a ranked pair", "candidates of a picture", ranking, "k", "k"),
+        chart("CPU ms of a ranked pair", "candidates of an image", ranking, "k", "k"),
     ]
     options.out.write_text(sheet(charts))
 
@@ -53,7 +53,7 @@ def chart(title: str, words: str, found: dict[str, Any], field: str, size: str) 
     lines = []
     for way, precision, label, colour in LINES:
         mine = [row for row in rows if (row["way"], row["precision"]) == (way, precision)]
-        points = {float(row[field]): row["cpu_ms"] / row[size] / own.get("pictures", 1) for row in mine}
+        points = {float(row[field]): row["cpu_ms"] / row[size] / own.get("images", 1) for row in mine}
         lines.append(Line(label, sorted(points.items()), colour))
     return Chart(title, words, max(x for line in lines for x, _ in line.points), lines)
 

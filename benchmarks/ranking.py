@@ -1,4 +1,4 @@
-"""Re-ranking a picture's candidates by ITM, ours beside the textbook's: `python -m benchmarks.ranking`
+"""Re-ranking an image's candidates by ITM, ours beside the textbook's: `python -m benchmarks.ranking`
 
 Image tokens and text states are there already; what is timed is fusing and matching. `--full` is the paper's: base at
 384 px, 256 candidates.
@@ -31,7 +31,7 @@ COLUMNS = {"way": "", "precision": "", "k": "d", "resolution": "d", "captions": 
 class Setting:
     preset: str
     resolution: int
-    pictures: int
+    images: int
     k: int
     captions: str
 
@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures and k texts, all of which are candidates of each picture."""
+    """Images and k texts, all of which are candidates of each image."""
 
     image: Tensor  # [I, S, Dv], on the host
     text: Tensor  # [k, 30, D], on the device
@@ -59,9 +59,9 @@ def main() -> None:
     name = options.preset or ("base" if options.full else "small")
     resolution = options.resolution or (384 if options.full else 192)
     k = options.k or (256 if options.full else 128)
-    setting = Setting(name, resolution, options.pictures, k, options.captions)
+    setting = Setting(name, resolution, options.images, k, options.captions)
     settings = sweep(setting) if options.sweep else [setting]
-    print(f"re-ranking: {name}, {options.pictures} pictures, {options.repeats} repeats on {device.type}", flush=True)
+    print(f"re-ranking: {name}, {options.images} images, {options.repeats} repeats on {device.type}", flush=True)
     rows = [row for one in settings for row in measure(one, options.repeats, device)]
     print(timing.table(rows, COLUMNS), timing.LEGEND, sep="\n")
     timing.write(options.json, device, asdict(setting) | {"repeats": options.repeats}, rows)
@@ -71,8 +71,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("tiny", "small", "base"), help="default small")
     parser.add_argument("--resolution", type=int, metavar="PX", help="default 192, with --full 384")
-    parser.add_argument("--pictures", type=int, default=2, help="pictures, each with its candidates (default 2)")
-    parser.add_argument("--k", type=int, help="candidates of a picture (default 128, with --full 256)")
+    parser.add_argument("--images", type=int, default=2, help="images, each with its candidates (default 2)")
+    parser.add_argument("--k", type=int, help="candidates of an image (default 128, with --full 256)")
     parser.add_argument("--captions", default="real", help="tokens of every caption, or `real` (default)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each kind (default 5)")
     parser.add_argument("--full", action="store_true", help="base, at 384 px, 256 candidates")
@@ -98,10 +98,10 @@ def measure(setting: Setting, repeats: int, device: torch.device) -> list[timing
     work = {(way, kind): in_precision(scores[way], encoded, kind, device) for way, kind in timing.KINDS}
     ways = {"textbook": TEXTBOOK, "ours": FLOOR, "floor": FLOOR}
     gflops = {
-        way: ranking_flops(setting.config, setting.lengths, setting.k, setting.pictures, PADDED, savings) / 1e9
+        way: ranking_flops(setting.config, setting.lengths, setting.k, setting.images, PADDED, savings) / 1e9
         for way, savings in ways.items()
     }
-    pairs = setting.pictures * setting.k
+    pairs = setting.images * setting.k
     rows = timing.compare(work, pairs, gflops, peaks, repeats, device)
     return [asdict(setting) | row | {"pair_ms": row["ms"] / pairs} for row in rows]
 
@@ -174,7 +174,7 @@ def make_encoded(setting: Setting, device: torch.device) -> Encoded:
     torch.manual_seed(1)
     config = setting.config
     mask = (torch.arange(PADDED) < torch.tensor(setting.lengths)[:, None]).long()
-    image = torch.randn(setting.pictures, config.image_tokens, config.vision_width)
+    image = torch.randn(setting.images, config.image_tokens, config.vision_width)
     return Encoded(image, torch.randn(setting.k, PADDED, config.text_width).to(device), mask)
 
 

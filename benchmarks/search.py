@@ -1,4 +1,4 @@
-"""From a text to a re-ranked list of pictures, by how many are stored: `python -m benchmarks.search`
+"""From a text to a re-ranked list of images, by how many are stored: `python -m benchmarks.search`
 
 Their vectors are random; image tokens, which are needed for re-ranking alone, are kept of a few and stand for all.
 `--full` is the paper's model at 384 px.
@@ -24,7 +24,7 @@ from benchmarks import textbook, timing
 QUERY = "a black dog runs after a white dog through the snow"
 EMBED_DIM, KEPT = 256, 64
 COLUMNS = {
-    "pictures": ",d",
+    "images": ",d",
     "k": "d",
     "way": "",
     "stage": "",
@@ -35,7 +35,7 @@ COLUMNS = {
 }
 LEGEND = """\
 whole: text, shortlist and re-ranking in float32; its parts apart. The textbook sorts all cosines, pads the text, and
-fuses all of it in all layers, with keys and values of the k pictures"""
+fuses all of it in all layers, with keys and values of the k images"""
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     resolution = 384 if options.full else preset(name).image_size[0]
     config = replace(preset(name).at_size(resolution), embed_dim=EMBED_DIM, vocab_size=30522)
     print(f"search: {name} at {resolution} px, {options.repeats} repeats on {device.type}", flush=True)
-    rows = measure(config, options.pictures, options.k, options.repeats, device)
+    rows = measure(config, options.images, options.k, options.repeats, device)
     print(timing.table(rows, COLUMNS), LEGEND, sep="\n")
     settings = {"preset": name, "resolution": resolution, "repeats": options.repeats}
     timing.write(options.json, device, settings, rows)
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("tiny", "small", "base"), help="default small")
     parser.add_argument(
-        "--pictures", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="how many are stored"
+        "--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="how many are stored"
     )
     parser.add_argument("--k", type=int, nargs="+", default=[16, 64], help="how many are re-ranked (default 16 and 64)")
     parser.add_argument("--repeats", type=int, default=5, help="searches of each kind (default 5)")
@@ -65,24 +65,24 @@ def parse() -> argparse.Namespace:
 
 
 def measure(
-    config: AlbefConfig, pictures: list[int], candidates: list[int], repeats: int, device: torch.device
+    config: AlbefConfig, images: list[int], candidates: list[int], repeats: int, device: torch.device
 ) -> list[timing.Row]:
     torch.manual_seed(0)
     model = AlbefModel(config).to(device).eval()
     network = textbook.network_of(model).eval()
     processor = Processor(load_tokenizer("bert"), config.image_size)
     tokens = torch.randn(KEPT, config.image_tokens, config.vision_width)
-    everything = F.normalize(torch.randn(max(pictures), EMBED_DIM, device=device), dim=-1)
+    everything = F.normalize(torch.randn(max(images), EMBED_DIM, device=device), dim=-1)
     rows = []
-    for size in pictures:
+    for size in images:
         stored = everything[:size]
         for k in candidates:
             work = ours(model, processor, stored, tokens, k) | plainly(network, processor, stored, tokens, k, device)
             found_by = [set(work[way, "whole"]().tolist()) for way in ("ours", "textbook")]
-            print(f"{size:,} pictures, {k} of them: both find the same: {found_by[0] == found_by[1]}", flush=True)
+            print(f"{size:,} images, {k} of them: both find the same: {found_by[0] == found_by[1]}", flush=True)
             found = timing.interleaved(work, repeats, 1, device)
             rows += [
-                {"pictures": size, "k": k, "way": way, "stage": stage, **time.milliseconds()}
+                {"images": size, "k": k, "way": way, "stage": stage, **time.milliseconds()}
                 for (way, stage), time in found.items()
             ]
     return rows

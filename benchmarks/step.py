@@ -31,7 +31,7 @@ CAPTIONS = {
     3: 12, 4: 84, 5: 276, 6: 683, 7: 1628, 8: 2240, 9: 2690, 10: 3121, 11: 3159, 12: 3193, 13: 2921, 14: 2461, 15: 2027,
     16: 1565, 17: 1164, 18: 824, 19: 577, 20: 452, 21: 304, 22: 180, 23: 149, 24: 98, 25: 192,
 }  # fmt: skip
-"""How many captions have so many tokens, `[CLS]` included: the 30,000 of Flickr8k's training pictures, cleaned as in
+"""How many captions have so many tokens, `[CLS]` included: the 30,000 of Flickr8k's training images, cleaned as in
 pre-training, cut by BERT's tokenizer, at most 25 (which 192 have or had more than). Mean 12.2."""
 
 CLS, MASK, FIRST_WORD = 2, 4, 5
@@ -125,7 +125,7 @@ def make(way: str, setting: Setting, device: torch.device) -> nn.Module:
 
 
 def forward_backward(objective: nn.Module, batch: Batch, precision: str, device: torch.device) -> None:
-    """`batch` lies on the host but for the pictures; its texts follow as in training."""
+    """`batch` lies on the host but for the images; its texts follow as in training."""
     inputs: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     if isinstance(objective, PretrainObjective):
         inputs |= {"words": Packed.of(batch["attention_mask"], device), "masked": objective.mask(batch, device)}
@@ -180,7 +180,7 @@ def caption_lengths(captions: str, count: int) -> list[int]:
 
 
 def make_batch(setting: Setting, device: torch.device) -> Batch:
-    """Pictures on the device, texts on the host."""
+    """Images on the device, texts on the host."""
     torch.manual_seed(1)
     lengths, config = setting.lengths, setting.config
     shuffled = torch.tensor(lengths)[torch.randperm(len(lengths)), None]

@@ -302,7 +302,7 @@ def make_optimizer(textbook: Textbook, optim: Optim) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def rank(network: Network, image: Tensor, z_image: Tensor, text: Tensor, mask: Tensor, z_text: Tensor, k: int) -> Pair:
-    """Matching logits of the k likeliest by cosine, picture->text [I, T] and text->picture [T, I]; -100 elsewhere.
+    """Matching logits of the k likeliest by cosine, image->text [I, T] and text->image [T, I]; -100 elsewhere.
 
     Tokens [I, S, Dv] and states [T, L, D] of everything. Each direction fuses its own pairs, whole and padded.
     """

@@ -4,8 +4,8 @@
     python scripts/easy_vqa_lists.py --out runs/easy-vqa-data
 
 Writes train.json and test.json (questions), captions.json (what the answers to the training questions say of each
-training picture, such as "teal rectangle") and vocab.txt (the training words). `make easy-vqa` does that and then
-trains. With `--blank` every picture is the same grey: what the questions alone tell.
+training image, such as "teal rectangle") and vocab.txt (the training words). `make easy-vqa` does that and then
+trains. With `--blank` every image is the same grey: what the questions alone tell.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from PIL import Image
 
 SHAPES = ("circle", "rectangle", "triangle")
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-Rows = tuple[list[str], list[str], list[int]]  # questions, answers, numbers of the pictures
+Rows = tuple[list[str], list[str], list[int]]  # questions, answers, numbers of the images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--blank", action="store_true", help="one grey picture for all questions")
+    parser.add_argument("--blank", action="store_true", help="one grey image for all questions")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    train, pictures = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
-    captions = [{"image": pictures[number], "caption": caption} for number, caption in described(train).items()]
+    train, images = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+    captions = [{"image": images[number], "caption": caption} for number, caption in described(train).items()]
     lists = {
-        "train": questions(train, pictures),
+        "train": questions(train, images),
         "test": questions(easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
         "captions": captions,
     }
@@ -46,23 +46,23 @@ def main() -> None:
     (options.out / "vocab.txt").write_text("\n".join(vocabulary(train)) + "\n")
 
 
-def questions(rows: Rows, pictures: dict[int, str]) -> list[dict]:
+def questions(rows: Rows, images: dict[int, str]) -> list[dict]:
     return [
-        {"question_id": number, "question": question, "answer": [answer], "image": pictures[picture], "dataset": "vqa"}
-        for number, (question, answer, picture) in enumerate(zip(*rows, strict=True))
+        {"question_id": number, "question": question, "answer": [answer], "image": images[image], "dataset": "vqa"}
+        for number, (question, answer, image) in enumerate(zip(*rows, strict=True))
     ]
 
 
 def described(rows: Rows) -> dict[int, str]:
-    """Colour and shape of each picture, as far as the answers to its questions name them."""
+    """Colour and shape of each image, as far as the answers to its questions name them."""
     known = set(easy_vqa.get_answers()) - {"yes", "no"}
     said: dict[int, set[str]] = {}
-    for question, answer, picture in zip(*rows, strict=True):
+    for question, answer, image in zip(*rows, strict=True):
         words = set(question.strip("?").split())
         negated = bool(words & {"not", "no"})
         named = {answer} & known or (words & known if (answer == "no") == negated else set())
-        said.setdefault(picture, set()).update(named)
-    return {picture: " ".join(sorted(words, key=SHAPES.__contains__)) for picture, words in said.items() if words}
+        said.setdefault(image, set()).update(named)
+    return {image: " ".join(sorted(words, key=SHAPES.__contains__)) for image, words in said.items() if words}
 
 
 def vocabulary(rows: Rows) -> list[str]:

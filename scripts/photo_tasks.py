@@ -1,11 +1,11 @@
 """Splits of real data, whole and with one half blinded, for the table "On photos" of docs/results.md.
 
-    python scripts/photo_tasks.py vqa vqa_train.json --pictures FOLDER --out runs/photos/daquar
-    python scripts/photo_tasks.py classification ve_train.json --test ve_val.json --pictures FOLDER --out runs/photos/ve
-    python scripts/photo_tasks.py phrases grounding.json --pictures FOLDER --out runs/photos/grounding
+    python scripts/photo_tasks.py vqa vqa_train.json --images FOLDER --out runs/photos/daquar
+    python scripts/photo_tasks.py classification ve_train.json --test ve_val.json --images FOLDER --out runs/photos/ve
+    python scripts/photo_tasks.py phrases grounding.json --images FOLDER --out runs/photos/grounding
 
-Writes OUT/{whole,text-only,picture-only}/{train,test}.json. Without --test every fifth picture, drawn by its name, is
-for testing. text-only: every picture is the same grey; picture-only: every text is the same.
+Writes OUT/{whole,text-only,image-only}/{train,test}.json. Without --test every fifth image, drawn by its name, is
+for testing. text-only: every image is the same grey; image-only: every text is the same.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=TEXT)
     parser.add_argument("data", type=Path, help="JSON list")
-    parser.add_argument("--test", type=Path, help="JSON list; by default a fifth of DATA's pictures")
-    parser.add_argument("--pictures", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--test", type=Path, help="JSON list; by default a fifth of DATA's images")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args()
     rows = json.loads(options.data.read_text())
     test = json.loads(options.test.read_text()) if options.test else [row for row in rows if held_out(row)]
     train = rows if options.test else [row for row in rows if not held_out(row)]
     for part, records in (("train", train), ("test", test)):
-        records = [whole(record, options.pictures) for record in records]
+        records = [whole(record, options.images) for record in records]
         write(options.out / "whole" / f"{part}.json", records)
         grey = options.out / "grey.png"
         Image.new("RGB", (64, 64), (128, 128, 128)).save(grey)
         write(options.out / "text-only" / f"{part}.json", [{**row, "image": str(grey.resolve())} for row in records])
         same = {TEXT[options.kind]: SAME[options.kind]}
-        write(options.out / "picture-only" / f"{part}.json", [{**row, **same} for row in records])
+        write(options.out / "image-only" / f"{part}.json", [{**row, **same} for row in records])
 
 
 def held_out(record: dict[str, Any]) -> bool:
     return hashlib.sha256(record["image"].encode()).digest()[0] % 5 == 0
 
 
-def whole(record: dict[str, Any], pictures: Path) -> dict[str, Any]:
-    """The record with the path of its picture; boxes get the size of the picture that they refer to."""
-    path = pictures / (record["image"] if "." in record["image"] else f"{record['image']}.jpg")
+def whole(record: dict[str, Any], images: Path) -> dict[str, Any]:
+    """The record with the path of its image; boxes get the size of the image that they refer to."""
+    path = images / (record["image"] if "." in record["image"] else f"{record['image']}.jpg")
     if "boxes" not in record:
         return {**record, "image": str(path.resolve())}
-    with Image.open(path) as picture:
-        return {**record, "image": str(path.resolve()), "width": picture.width, "height": picture.height}
+    with Image.open(path) as image:
+        return {**record, "image": str(path.resolve()), "width": image.width, "height": image.height}
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:

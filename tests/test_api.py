@@ -1,4 +1,4 @@
-"""One picture, one line: what `albef.load` gives, on untrained models of every kind."""
+"""One image, one line: what `albef.load` gives, on untrained models of every kind."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import albef
-from albef.api import OnePicture
-from albef.data.broken import BrokenPicture
+from albef.api import OneImage
+from albef.data.broken import BrokenImage
 from albef.data.processor import Processor, load_tokenizer
 from albef.data.world import scene
 from albef.models.albef import AlbefModel
@@ -56,9 +56,9 @@ def matching(loaded):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     """50 x 30 pixels."""
-    return scene("test", 3).picture().resize((50, 30))
+    return scene("test", 3).image().resize((50, 30))
 
 
 def png(image):
@@ -67,83 +67,83 @@ def png(image):
     return file.getvalue()
 
 
-# Pictures
+# Images
 
 
-def test_all_kinds_of_pictures_are_the_same(matching, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
-    wanted = matching.match(picture, "a red ring")
+def test_all_kinds_of_images_are_the_same(matching, image, tmp_path):
+    image.save(tmp_path / "a.png")
+    wanted = matching.match(image, "a red ring")
     assert 0 <= wanted.probability <= 1 and -1 <= wanted.cosine <= 1
-    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), png(picture), io.BytesIO(png(picture))):
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), png(image), io.BytesIO(png(image))):
         assert matching.match(source, "a red ring") == wanted
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "I;16", "1", "CMYK"])
-def test_pictures_of_all_modes_can_be_used_and_painted_over(matching, picture, mode):
-    image = picture.convert("L").convert("I").point(lambda v: v * 256).convert(mode) if mode == "I;16" else picture
-    image = image.convert(mode)
+def test_images_of_all_modes_can_be_used_and_painted_over(matching, image, mode):
+    other = image.convert("L").convert("I").point(lambda v: v * 256).convert(mode) if mode == "I;16" else image
+    other = other.convert(mode)
     if mode in ("RGBA", "LA"):
-        image.putalpha(128)
-    region = matching.ground(image, "a red ring")
-    assert region.picture.mode == "RGB" and region.overlay().size == (50, 30)
+        other.putalpha(128)
+    region = matching.ground(other, "a red ring")
+    assert region.image.mode == "RGB" and region.overlay().size == (50, 30)
     if mode != "CMYK":  # which PNG doesn't have
-        same = matching.ground(png(image), "a red ring")
-        assert np.array_equal(np.asarray(region.picture), np.asarray(same.picture))
+        same = matching.ground(png(other), "a red ring")
+        assert np.array_equal(np.asarray(region.image), np.asarray(same.image))
         np.testing.assert_allclose(region.heat_map, same.heat_map, atol=1e-7)
 
 
-def test_a_picture_that_lies_on_its_side_is_put_upright(matching, picture):
+def test_an_image_that_lies_on_its_side_is_put_upright(matching, image):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     file = io.BytesIO()
-    picture.save(file, "PNG", exif=exif)
+    image.save(file, "PNG", exif=exif)
     for source in (file.getvalue(), Image.open(file)):
         region = matching.ground(source, "a red ring")
-        assert region.picture.size == region.overlay().size == (30, 50) and region.heat_map.shape == (50, 30)
+        assert region.image.size == region.overlay().size == (30, 50) and region.heat_map.shape == (50, 30)
 
 
-def test_what_is_no_picture(matching, tmp_path):
-    (tmp_path / "text.png").write_text("not a picture")
-    for source, error in (("absent.png", "no such file"), (tmp_path / "text.png", "not a picture"), (b"", "empty")):
-        with pytest.raises(BrokenPicture, match=error):
+def test_what_is_no_image(matching, tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    for source, error in (("absent.png", "no such file"), (tmp_path / "text.png", "not an image"), (b"", "empty")):
+        with pytest.raises(BrokenImage, match=error):
             matching.match(source, "a ring")
-    with pytest.raises(TypeError, match="cannot open a int as a picture"):
+    with pytest.raises(TypeError, match="cannot open a int as an image"):
         matching.match(7, "a ring")
 
 
 # Answers
 
 
-def test_answers_are_ranked(answering, picture):
-    found = answering.answer(picture, "What colour is the ring?")
+def test_answers_are_ranked(answering, image):
+    found = answering.answer(image, "What colour is the ring?")
     assert sorted(answer.text for answer in found) == sorted(LISTED)  # of five that were asked for there are four
     shares = [answer.probability for answer in found]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(1, abs=1e-5)
-    assert answering.answer(picture, "what colour is the ring", k=2) == found[:2]
-    assert answering.answer(picture, "what colour is the ring", k=1000) == found
+    assert answering.answer(image, "what colour is the ring", k=2) == found[:2]
+    assert answering.answer(image, "what colour is the ring", k=1000) == found
 
 
-def test_answers_are_ranked_by_the_whole_list_whatever_is_shown(answering, picture):
+def test_answers_are_ranked_by_the_whole_list_whatever_is_shown(answering, image):
     """The probabilities are among 128, not among the k that are asked for; and of more than 128 all can be had."""
     many = [f"{word} {number}" for word in LISTED for number in range(50)]
-    some = answering.answer(picture, "what is it", k=3, answers=many)
+    some = answering.answer(image, "what is it", k=3, answers=many)
     assert sum(answer.probability for answer in some) < 0.9
-    assert [a.text for a in answering.answer(picture, "what is it", k=128, answers=many)][:3] == [a.text for a in some]
-    assert len(answering.answer(picture, "what is it", k=500, answers=many)) == 200
+    assert [a.text for a in answering.answer(image, "what is it", k=128, answers=many)][:3] == [a.text for a in some]
+    assert len(answering.answer(image, "what is it", k=500, answers=many)) == 200
 
 
-def test_answers_of_ones_own(answering, picture):
-    assert [a.text for a in answering.answer(picture, "what is it", answers=["ring"])] == ["ring"]
-    assert len(answering.answer(picture, "what is it", answers=["ring", "cross", "ring"])) == 2
+def test_answers_of_ones_own(answering, image):
+    assert [a.text for a in answering.answer(image, "what is it", answers=["ring"])] == ["ring"]
+    assert len(answering.answer(image, "what is it", answers=["ring", "cross", "ring"])) == 2
     with pytest.raises(ValueError, match=r"the answer list is empty; make one with `albef answers"):
-        answering.answer(picture, "what is it", answers=[])
+        answering.answer(image, "what is it", answers=[])
     with pytest.raises(ValueError, match="a list of answers is for ranking; leave it out to write freely"):
-        answering.answer(picture, "what is it", answers=["ring"], free=True)
+        answering.answer(image, "what is it", answers=["ring"], free=True)
 
 
-def test_answers_are_written(answering, picture):
+def test_answers_are_written(answering, image):
     for k in (1, 3, 6):
-        found = answering.answer(picture, "what is it", k=k, free=True)
+        found = answering.answer(image, "what is it", k=k, free=True)
         assert len(found) == k
         assert all(0 <= answer.probability <= 1 and "[SEP]" not in answer.text for answer in found)
         shares = [answer.probability for answer in found]
@@ -151,44 +151,44 @@ def test_answers_are_written(answering, picture):
     model, processor = answering.model, answering.processor
     words = vqa.questions(processor, ["what is it"], 50, 30)
     with torch.no_grad():
-        states = model.read(processor.images([picture]), **words)
+        states = model.read(processor.images([image]), **words)
     ids, scores = vqa.generate(model, states, words["attention_mask"], processor.cls_id, processor.sep_id, beams=6)
     assert [answer.text for answer in found] == [processor.words(row) for row in ids[0].tolist()]
     assert [answer.probability for answer in found] == pytest.approx(scores[0].exp().tolist())
 
 
-def test_a_model_without_a_list_still_writes(picture, tmp_path):
+def test_a_model_without_a_list_still_writes(image, tmp_path):
     model = albef.load(save(tmp_path, AlbefForAnswering, answers=None))
-    assert model.answers == [] and model.answer(picture, "what is it", k=1, free=True)
+    assert model.answers == [] and model.answer(image, "what is it", k=1, free=True)
     with pytest.raises(ValueError, match="the answer list is empty"):
-        model.answer(picture, "what is it")
+        model.answer(image, "what is it")
 
 
 @pytest.mark.parametrize("question", ["?", "", "...", " "])
 @pytest.mark.parametrize("free", [False, True])
-def test_a_question_without_a_word(answering, picture, question, free):
+def test_a_question_without_a_word(answering, image, question, free):
     with pytest.raises(ValueError, match="has no word in it; ask something"):
-        answering.answer(picture, question, free=free)
+        answering.answer(image, question, free=free)
 
 
 @pytest.mark.parametrize("k", [0, -1])
-def test_less_than_one_answer(answering, picture, k):
+def test_less_than_one_answer(answering, image, k):
     with pytest.raises(ValueError, match=f"k {k}: ask for at least one answer"):
-        answering.answer(picture, "what is it", k=k)
+        answering.answer(image, "what is it", k=k)
 
 
 # Verdicts
 
 
-def test_entailment(loaded, picture):
+def test_entailment(loaded, image):
     model = loaded["AlbefForClassification"]
-    found = model.entails(picture, "there is a red ring")
+    found = model.entails(image, "there is a red ring")
     assert found.probabilities.keys() == {"contradiction", "neutral", "entailment"}
     assert sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert found.label == max(found.probabilities, key=found.probabilities.__getitem__)
     source = [replace(example, text="there is a red ring") for example in world_examples("classification")]
     ((_, shares),) = classification.predict(model.model, model.processor, source).values()
-    again = model.entails(source[0].pictures[0], "there is a red ring")
+    again = model.entails(source[0].images[0], "there is a red ring")
     assert list(again.probabilities.values()) == pytest.approx(shares.tolist(), abs=1e-5)
 
 
@@ -198,98 +198,98 @@ def world_examples(kind):
     return [open_examples(kind, ["world:test/1"])[0]]
 
 
-def test_labels_of_ones_own(picture, tmp_path):
+def test_labels_of_ones_own(image, tmp_path):
     processor = Processor(load_tokenizer("albef:world.txt"), TINY.image_size)
     AlbefForClassification(replace(TINY, vocab_size=processor.vocab_size), ["dull", "bright"]).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert albef.load(tmp_path).entails(picture, "a ring").probabilities.keys() == {"dull", "bright"}
+    assert albef.load(tmp_path).entails(image, "a ring").probabilities.keys() == {"dull", "bright"}
 
 
-def test_comparing_two_pictures(loaded, picture):
-    model, other = loaded["AlbefForPairs"], scene("test", 9).picture()
-    found = model.compare(picture, other, "both pictures show a ring")
+def test_comparing_two_images(loaded, image):
+    model, other = loaded["AlbefForPairs"], scene("test", 9).image()
+    found = model.compare(image, other, "both pictures show a ring")
     assert found.probabilities.keys() == {"False", "True"} and found.label in ("False", "True")
-    assert model.compare(other, picture, "both pictures show a ring") != found
-    assert model.compare(picture, png(other), "both pictures show a ring") == found
+    assert model.compare(other, image, "both pictures show a ring") != found
+    assert model.compare(image, png(other), "both pictures show a ring") == found
     ((_, shares),) = classification.predict(model.model, model.processor, world_examples("pairs")).values()
     (example,) = world_examples("pairs")
-    again = model.compare(*example.pictures, example.text)
+    again = model.compare(*example.images, example.text)
     assert list(again.probabilities.values()) == pytest.approx(shares.tolist(), abs=1e-5)
 
 
 # Regions
 
 
-def test_grounding(matching, picture):
-    region = matching.ground(picture, "the red ring", layer=0)
+def test_grounding(matching, image):
+    region = matching.ground(image, "the red ring", layer=0)
     assert region.heat_map.shape == (30, 50) and list(region.words) == ["the", "red", "ring"]
     assert all(word.shape == (30, 50) for word in region.words.values())
     x, y, width, height = region.box
     assert 0 <= x < x + width <= 50 and 0 <= y < y + height <= 30
     assert region.points == (region.heat_map.max() > 0)
     assert region.overlay().size == region.overlay("ring").size == (50, 30)
-    assert region.overlay().tobytes() != picture.convert("RGB").tobytes()
+    assert region.overlay().tobytes() != image.convert("RGB").tobytes()
     with pytest.raises(KeyError):
         region.overlay("square")
     with torch.no_grad():
         words = matching.processor.texts(["the red ring"])
-        maps = grounding.text_maps(matching.model, matching.processor.images([picture]), *words.values(), "itm", 0)
+        maps = grounding.text_maps(matching.model, matching.processor.images([image]), *words.values(), "itm", 0)
     assert region.heat_map[0, 0] == pytest.approx(float(grounding.boxes.upsample(maps[0], 30, 50)[0, 0]), abs=1e-7)
 
 
-def test_words_of_several_pieces_have_one_map(matching, picture):
-    words = matching.ground(picture, "the red zebra", layer=0).words
+def test_words_of_several_pieces_have_one_map(matching, image):
+    words = matching.ground(image, "the red zebra", layer=0).words
     assert list(words) == ["the", "red", "zebra"]
 
 
-def test_a_word_said_twice_has_the_maps_of_both(matching, picture):
-    found = matching.ground(picture, "red ring red", layer=0)
-    pixels, words = matching.processor.images([picture]), matching.processor.texts(["red ring red"])
+def test_a_word_said_twice_has_the_maps_of_both(matching, image):
+    found = matching.ground(image, "red ring red", layer=0)
+    pixels, words = matching.processor.images([image]), matching.processor.texts(["red ring red"])
     maps = grounding.word_maps(matching.model, pixels, *words.values(), 0)[0]
     both = grounding.boxes.upsample(maps[1] + maps[3], 30, 50)
     assert list(found.words) == ["red", "ring"]
     np.testing.assert_allclose(found.words["red"], both, atol=1e-7)
 
 
-def test_grounding_by_similarity(matching, picture):
-    region = matching.ground(picture, "the red ring", "itc")
+def test_grounding_by_similarity(matching, image):
+    region = matching.ground(image, "the red ring", "itc")
     assert region.heat_map.shape == (30, 50) and region.words == {} and region.overlay().size == (50, 30)
-    other = matching.ground(picture, "the red ring", "itc", layer=0)
+    other = matching.ground(image, "the red ring", "itc", layer=0)
     assert not np.array_equal(other.heat_map, region.heat_map)
 
 
-def test_the_best_of_given_boxes(matching, picture):
-    heat = matching.ground(picture, "the red ring", "itc").heat_map
+def test_the_best_of_given_boxes(matching, image):
+    heat = matching.ground(image, "the red ring", "itc").heat_map
     y, x = np.unravel_index(heat.argmax(), heat.shape)
     boxes = [(60, 60, 5, 5), (0, 0, 0, 9), (int(x), int(y), 2, 2)]
-    found = matching.ground(picture, "the red ring", "itc", candidates=boxes)
+    found = matching.ground(image, "the red ring", "itc", candidates=boxes)
     assert found.box == boxes[2] and found.points
-    nowhere = matching.ground(picture, "the red ring", "itc", candidates=boxes[:2])
+    nowhere = matching.ground(image, "the red ring", "itc", candidates=boxes[:2])
     assert nowhere.box == boxes[0] and not nowhere.points and nowhere.overlay().size == (50, 30)
     with pytest.raises(ValueError, match="neither side negative"):
-        matching.ground(picture, "the red ring", candidates=[(1, 1, -2, 3)])
+        matching.ground(image, "the red ring", candidates=[(1, 1, -2, 3)])
     for wrong in ([(1, 1, 2)], [(0, 0, 2, 2), (float("nan"), 1, 2, 3)]):
         with pytest.raises(ValueError, match="a box is x, y, width, height in pixels, all finite"):
-            matching.ground(picture, "the red ring", candidates=wrong)
+            matching.ground(image, "the red ring", candidates=wrong)
     with pytest.raises(ValueError, match="candidates is empty; give boxes to choose among, or leave it out"):
-        matching.ground(picture, "the red ring", candidates=[])
-    scored = matching.ground(picture, "the red ring", "itc", candidates=np.array([[int(x), int(y), 2, 2, 0.9]]))
+        matching.ground(image, "the red ring", candidates=[])
+    scored = matching.ground(image, "the red ring", "itc", candidates=np.array([[int(x), int(y), 2, 2, 0.9]]))
     assert scored.box == boxes[2], "a detector's score may follow"
 
 
-def test_a_map_without_positive_values_says_so(matching, picture, monkeypatch):
+def test_a_map_without_positive_values_says_so(matching, image, monkeypatch):
     monkeypatch.setattr(grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
-    region = matching.ground(picture, "the red ring", "itc")
+    region = matching.ground(image, "the red ring", "itc")
     assert not region.points and region.box == (0, 0, 50, 30) and region.overlay().size == (50, 30)
-    region = matching.ground(picture, "the red ring", "itc", candidates=[(0, 0, 2, 2), (1, 1, 3, 3)])
+    region = matching.ground(image, "the red ring", "itc", candidates=[(0, 0, 2, 2), (1, 1, 3, 3)])
     assert not region.points and region.box == (1, 1, 3, 3)
 
 
 @pytest.mark.parametrize(("mode", "name"), [("itm", "fusion"), ("itc", "image")])
 @pytest.mark.parametrize("layer", [2, -3, 99])
-def test_a_layer_that_does_not_exist(matching, picture, mode, name, layer):
+def test_a_layer_that_does_not_exist(matching, image, mode, name, layer):
     with pytest.raises(ValueError, match=f"layer {layer} doesn't exist; the {name} layers are 0 to 1, or -2 to -1"):
-        matching.ground(picture, "the red ring", mode, layer)
+        matching.ground(image, "the red ring", mode, layer)
 
 
 # The wrong model, no text
@@ -298,16 +298,16 @@ def test_a_layer_that_does_not_exist(matching, picture, mode, name, layer):
 USES = {
     "answer": (AlbefForAnswering, "answer questions", "vqa", ("what is it",)),
     "entails": (AlbefForClassification, "judge a text", "classification", ("a ring",)),
-    "compare": (AlbefForPairs, "compare two pictures", "nlvr2", ("a ring",)),
+    "compare": (AlbefForPairs, "compare two images", "nlvr2", ("a ring",)),
     "match": (AlbefModel, "match", "retrieval", ("a ring",)),
     "ground": (AlbefModel, "ground", "grounding", ("a ring",)),
 }
 
 
 @pytest.mark.parametrize("use", USES)
-def test_another_kind_of_model_says_what_to_load(loaded, picture, use):
+def test_another_kind_of_model_says_what_to_load(loaded, image, use):
     right, what, task, arguments = USES[use]
-    arguments = (picture, *([picture] if use == "compare" else []), *arguments)
+    arguments = (image, *([image] if use == "compare" else []), *arguments)
     assert getattr(loaded[right.__name__], use)(*arguments)
     for name, model in loaded.items():
         if name != right.__name__:
@@ -319,27 +319,27 @@ def test_another_kind_of_model_says_what_to_load(loaded, picture, use):
 
 @pytest.mark.parametrize("use", ["entails", "compare", "match", "ground"])
 @pytest.mark.parametrize("text", ["", "  ", "?", "..."])
-def test_no_text(loaded, picture, use, text):
-    pictures = [picture] * (2 if use == "compare" else 1)
+def test_no_text(loaded, image, use, text):
+    images = [image] * (2 if use == "compare" else 1)
     with pytest.raises(ValueError, match="has no word in it; describe something"):
-        getattr(loaded[USES[use][0].__name__], use)(*pictures, text)
+        getattr(loaded[USES[use][0].__name__], use)(*images, text)
 
 
-def test_a_single_picture_where_a_pair_is_needed(loaded, picture):
+def test_a_single_image_where_a_pair_is_needed(loaded, image):
     with pytest.raises(TypeError, match="text"):
-        loaded["AlbefForPairs"].compare(picture, "both show a ring")
+        loaded["AlbefForPairs"].compare(image, "both show a ring")
     with pytest.raises(TypeError, match="load an AlbefForClassification"):
-        loaded["AlbefForPairs"].entails(picture, "a ring")
+        loaded["AlbefForPairs"].entails(image, "a ring")
 
 
 # Loading
 
 
-def test_another_size(tmp_path, picture):
+def test_another_size(tmp_path, image):
     folder = save(tmp_path, AlbefModel)
     model = albef.load(folder, image_size=(16, 48))
     assert model.processor.image_size == model.model.config.image_size == (16, 48)
-    region = model.ground(picture, "the red ring")
+    region = model.ground(image, "the red ring")
     assert region.heat_map.shape == (30, 50)
 
 
@@ -350,4 +350,4 @@ def test_a_name_that_leads_nowhere(tmp_path):
 
 def test_a_model_that_comes_along():
     model = albef.load("emoji")
-    assert isinstance(model, OnePicture) and model.match(scene("test", 0).picture(), "a red apple").probability >= 0
+    assert isinstance(model, OneImage) and model.match(scene("test", 0).image(), "a red apple").probability >= 0

@@ -27,12 +27,12 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models of every kind, three pictures, and JSON lists about them."""
+    """Models of every kind, three images, and JSON lists about them."""
     folder = tmp_path_factory.mktemp("tasks")
     for name, kind in KINDS.items():
         save(folder / name, kind)
     for number in range(3):
-        scene("test", number).picture().save(folder / f"{number}.png")
+        scene("test", number).image().save(folder / f"{number}.png")
     images = [f"{number}.png" for number in (0, 1, 2)]
     lists = {
         "asked": [
@@ -88,7 +88,7 @@ def run(folder, capsys, monkeypatch):
     return run
 
 
-# One picture
+# One image
 
 
 def test_ask(run):
@@ -140,7 +140,7 @@ def test_match(run):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_pictures_of_another_size(run, tmp_path, arguments, monkeypatch):
+def test_images_of_another_size(run, tmp_path, arguments, monkeypatch):
     """One number for squares, or height and width; the model's own is the default."""
     out = ["--out", tmp_path / "heat.png"] if arguments[0] == "ground" else []
     sizes, load = [], albef.api.load
@@ -177,7 +177,7 @@ def test_ground(run, tmp_path, options):
     wanted = albef.load("matching").ground("0.png", "the ring", mode, 0 if "--layer" in options else None)
     out = tmp_path / "heat.png"
     found = json.loads(run("ground", "matching", "0.png", "the ring", *options, "--out", out, "--json"))
-    assert found == {"box": list(map(float, wanted.box)), "points": wanted.points, "picture": str(out)}
+    assert found == {"box": list(map(float, wanted.box)), "points": wanted.points, "image": str(out)}
     assert Image.open(out).size == (36, 36)
     first, second = run("ground", "matching", "0.png", "the ring", *options, "--out", out).splitlines()
     x, y, width, height = wanted.box
@@ -274,7 +274,7 @@ def test_evaluate_grounding(run, tmp_path):
     assert found.keys() == {"itc"}
 
 
-def test_boxes_outside_of_their_picture_are_told(run, tmp_path):
+def test_boxes_outside_of_their_image_are_told(run, tmp_path):
     with pytest.warns(UserWarning, match=r"1 of 1 phrases have no right box that shows any.*0\.png, 'the ring', \[50"):
         _, found = figures(run, tmp_path, "matching", "--task", "grounding", "--data", "outside.json", "--mode", "itc")
     assert found["itc"]["pointing"] == found["itc"]["free"] == 0
@@ -282,7 +282,7 @@ def test_boxes_outside_of_their_picture_are_told(run, tmp_path):
 
 def test_evaluate_retrieval(run, tmp_path):
     printed, found = figures(run, tmp_path, "matching", "--data", "captions.json", "--k", 2)
-    assert found.keys() == {"itc", "itm", "sum"} and "3 pictures, 6 texts, up to 2 candidates re-ranked" in printed
+    assert found.keys() == {"itc", "itm", "sum"} and "3 images, 6 texts, up to 2 candidates re-ranked" in printed
 
 
 def test_zero_shot_says_which_weights_it_needs(run, tmp_path):
@@ -307,7 +307,7 @@ def test_zero_shot_says_which_weights_it_needs(run, tmp_path):
         ("ask judging 0.png what", "can't answer questions: load an AlbefForAnswering"),
         ("ask absent 0.png what", "absent: no saved model here"),
         ("entail matching 0.png ring", "can't judge a text: load an AlbefForClassification"),
-        ("compare judging 0.png 1.png ring", "can't compare two pictures: load an AlbefForPairs"),
+        ("compare judging 0.png 1.png ring", "can't compare two images: load an AlbefForPairs"),
         ("match answering 0.png ring", "can't match: load an AlbefModel"),
         ("match matching 0.png ...", "the text '...' has no word in it"),
         ("ground comparing 0.png ring", "can't ground: load an AlbefModel"),
@@ -344,8 +344,8 @@ def test_zero_shot_says_which_weights_it_needs(run, tmp_path):
         ("evaluate answering --data phrases.json", "question"),
         ("evaluate judging --data missing.json", "none of the examples could be read"),
         ("evaluate judging --data unlabelled.json", "its label is 'maybe', but must be one of contradiction, neutral"),
-        ("evaluate comparing --data single.json", "to be a pair, the paths of two pictures"),
-        ("evaluate comparing --data statements.json", "to be a pair, the paths of two pictures"),
+        ("evaluate comparing --data single.json", "to be a pair, the paths of two images"),
+        ("evaluate comparing --data statements.json", "to be a pair, the paths of two images"),
         ("evaluate matching --task grounding --data bad-box.json", "[x, y, width, height] in pixels"),
         ("evaluate matching --task grounding --data phrases.json --layer 9", "layer 9 doesn't exist"),
         ("evaluate matching --data captions.json --image-size 33", "not a multiple of patch_size"),

@@ -1,4 +1,4 @@
-"""The demo on a few made-up pictures: it trains, searches, explains, and takes up what is there."""
+"""The demo on a few made-up images: it trains, searches, explains, and takes up what is there."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ SECTIONS = ("curves", "figures", "queries", "maps", "teacher", "missed")
 
 
 def draw(folder: Path, width: int) -> str:
-    """Twelve pictures, a name and keywords for each; `width` of the outline is the drawing style."""
+    """Twelve images, a name and keywords for each; `width` of the outline is the drawing style."""
     folder.mkdir()
     for colour in COLOURS:
         for shape in SHAPES:
@@ -38,7 +38,7 @@ def draw(folder: Path, width: int) -> str:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
-    """The demo's recipe on made-up pictures, and an untrained model in the place of the shipped one."""
+    """The demo's recipe on made-up images, and an untrained model in the place of the shipped one."""
     old = recipes.emoji_demo()
     config = replace(
         old.model, vision_width=16, vision_layers=1, vision_heads=2, text_width=16, text_layers=1, text_heads=2,
@@ -99,11 +99,11 @@ def test_whole_demo_and_reuse(
     out = tmp_path / "out"
     demo.run(out, 60.0, 1, 3)
     printed = capsys.readouterr()
-    assert printed.err.count("text->picture") == 2  # an evaluation every three of six steps
+    assert printed.err.count("text->image") == 2  # an evaluation every three of six steps
     assert "shipped model, ITC + ITM" in printed.out and "report.html" in printed.out
     page = (out / "report.html").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}"' not in page] == []
-    assert "on a picture of" in page and "ITM, MLM join: step" in page
+    assert "on an image of" in page and "ITM, MLM join: step" in page
 
     monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(demo.sys, "stdin", SimpleNamespace(isatty=lambda: True))
@@ -162,8 +162,8 @@ def test_kinds_of_captions(text: str, kind: str) -> None:
 
 def test_examples_name_what_the_label_leaves_out() -> None:
     def lesson(*teacher: tuple[str, float, report.Kind]) -> report.Lesson:
-        picture = Image.new("RGB", (4, 4))
-        return report.Lesson(picture, "red apple", ["red apple", "fruit healthy red"], list(teacher))
+        image = Image.new("RGB", (4, 4))
+        return report.Lesson(image, "red apple", ["red apple", "fruit healthy red"], list(teacher))
 
     adds = lesson(("fruit red", 0.3, "related"), ("red apple", 0.2, "label"))
     surer = lesson(("fruit healthy red", 0.4, "right"))

@@ -20,25 +20,25 @@ from albef.recipe import Recipe
 from albef.report.chart import Chart, Line
 from albef.report.prose import PROSE
 from albef.report.tasks import Block, Found, Judged, Pointed, Spot, enlarged
-from tests.test_report import EVIL, Page, picture
+from tests.test_report import EVIL, Page, image
 from tests.test_report import figures as recalls
 
 NAMES = ("retrieval", "vqa", "entailment", "nlvr2", "grounding")
 
 
-def judged(pictures: int, right: bool = False, written: str | None = None) -> Judged:
+def judged(images: int, right: bool = False, written: str | None = None) -> Judged:
     shares = [(EVIL, 0.625), ("circle", 0.25)]
-    return Judged([(picture(), EVIL)] * pictures, EVIL, shares, EVIL if right else "circle", right, written)
+    return Judged([(image(), EVIL)] * images, EVIL, shares, EVIL if right else "circle", right, written)
 
 
 def found(place: int | None) -> Found:
-    hits = [report.Hit(picture(), EVIL, 0.25, 3, 0.5), report.Hit(picture("blue"), "other", 0.2, 1, 0.1)]
-    return Found((picture(), EVIL), report.Query(EVIL, hits[::-1], hits), place)
+    hits = [report.Hit(image(), EVIL, 0.25, 3, 0.5), report.Hit(image("blue"), "other", 0.2, 1, 0.1)]
+    return Found((image(), EVIL), report.Query(EVIL, hits[::-1], hits), place)
 
 
 def pointed(right: bool) -> Pointed:
     spots = [Spot("ITM", np.eye(8), (0, 0), (0, 0, 3, 3)), Spot("ITC", np.zeros((8, 8)), None, None)]
-    return Pointed((picture(), EVIL), EVIL, (1, 1, 4, 4), spots, [(EVIL, np.eye(8))], right)
+    return Pointed((image(), EVIL), EVIL, (1, 1, 4, 4), spots, [(EVIL, np.eye(8))], right)
 
 
 BLOCKS: dict[str, tuple[Block, Block]] = {

@@ -57,10 +57,10 @@ def work(rank, world_size, port, world, folder, changes):
         run.mkdir(exist_ok=True)
         task = Reproducible(recipe, run)
         train(task, recipe, run, device)
-        # the odd record gives the ranks unequal shares; the last one shows a picture that the first rank has, too
+        # the odd record gives the ranks unequal shares; the last one shows an image that the first rank has, too
         source = [task.source[row] for row in (*range(14), 0)]
         gallery = ranking.encode(task.model, task.processor, source, batch_size=3)
-        assert len(gallery.image_tokens) < 14 or world_size == 1, "each rank keeps its own pictures only"
+        assert len(gallery.image_tokens) < 14 or world_size == 1, "each rank keeps its own images only"
         scores = torch.stack([to_text for _, (to_text, _) in ranking.two_stage_scores(task.model, gallery, k=4)])
         torch.save((torch.stack(task.found), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")
 

@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_learning_lowers_the_losses_and_finds_pictures(world, tmp_path):
+def test_learning_lowers_the_losses_and_finds_images(world, tmp_path):
     recipe = replace(
         tiny_recipe(make_world(tmp_path / "more", copies=1)), batch_size=16, steps=300, log_steps=50, k_test=16
     )
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path):
 
 
 @pytest.mark.parametrize("augment", ["affine", "randaugment"])
-def test_broken_pictures_over_the_limit_stop_the_run(world, tmp_path, augment):
+def test_broken_images_over_the_limit_stop_the_run(world, tmp_path, augment):
     for name in ("red-left-0.png", "blue-top-1.png"):
         (world.parent / name).write_bytes(b"")
     recipe = tiny_recipe(world)
@@ -206,7 +206,7 @@ def test_broken_pictures_over_the_limit_stop_the_run(world, tmp_path, augment):
         run(recipe, tmp_path / "run")
 
 
-def test_broken_pictures_under_the_limit_are_counted(world, tmp_path, capfd):
+def test_broken_images_under_the_limit_are_counted(world, tmp_path, capfd):
     (world.parent / "red-left-0.png").write_bytes(b"")
     recipe = tiny_recipe(world)
     data = replace(recipe.data, augment="randaugment", workers=0, validation=(), broken_limit=0.2)
@@ -318,7 +318,7 @@ def test_command_line_trains_resumes_and_evaluates(world, tmp_path):
     tiny_recipe(world).save(tmp_path / "tiny.json")
     done = albef("train", tmp_path / "tiny.json", "--steps", 3, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "text->picture" in done.stdout and "ETA" in done.stderr
+    assert "text->image" in done.stdout and "ETA" in done.stderr
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["steps"] == 3
     again = albef("train", "--resume", tmp_path / "run")
     assert again.returncode == 0 and "step" not in again.stdout, again.stderr
@@ -343,7 +343,7 @@ def test_two_processes_train_and_evaluate(world, tmp_path):
 
     done = launch("train", tmp_path / "tiny.json", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("text->picture") == 1 and steps(tmp_path / "run") == list(range(1, 11))
+    assert done.stdout.count("text->image") == 1 and steps(tmp_path / "run") == list(range(1, 11))
     found = launch("evaluate", tmp_path / "run" / "model", "--data", world, "--k", 4, "--json", tmp_path / "two.json")
     assert found.returncode == 0 and found.stdout.count("itm") == 1, found.stderr
     alone = albef("evaluate", tmp_path / "run" / "model", "--data", world, "--k", 4, "--json", tmp_path / "one.json")

@@ -1,4 +1,4 @@
-"""Heat maps over pictures: colours say where, boxes stand where they should."""
+"""Heat maps over images: colours say where, boxes stand where they should."""
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ def test_size_is_width_and_height() -> None:
     assert heat(Image.new("RGB", (8, 4)), np.ones((2, 2)), (30, 15)).size == (30, 15)
 
 
-def test_a_box_is_drawn_in_the_pixels_of_the_picture() -> None:
+def test_a_box_is_drawn_in_the_pixels_of_the_image() -> None:
     pixels = painted(WHITE, np.zeros((2, 2)), (80, 40), box=(2, 2, 4, 4))
     assert (pixels[10, 20:59] == 255).all(), "its upper edge"
     assert (pixels[29, 20:59] == 255).all(), "its lower edge"

@@ -32,14 +32,14 @@ def gradients(model, found):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("cls_only", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_packed_and_padded_agree(pictures, cls_only, checkpointed):
+def test_packed_and_padded_agree(images, cls_only, checkpointed):
     model, ids, pixels = model_and_inputs()
     model.gradient_checkpointing(checkpointed)
-    packed = states(model, ids, pixels[:pictures], Packed.of(MASK), cls_only)
-    padded = states(model, ids, pixels[:pictures], MASK, cls_only)
+    packed = states(model, ids, pixels[:images], Packed.of(MASK), cls_only)
+    padded = states(model, ids, pixels[:images], MASK, cls_only)
     padded = padded if cls_only else padded[MASK.bool()]
     torch.testing.assert_close(packed, padded)
     found, wanted = gradients(model, packed), gradients(model, padded)
@@ -48,8 +48,8 @@ def test_packed_and_padded_agree(pictures, cls_only, checkpointed):
         torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_later_texts_ask_pictures_of_their_own():
-    """Three texts, then the first and third in full length, ask two pictures in turns; two copies ask others."""
+def test_later_texts_ask_images_of_their_own():
+    """Three texts, then the first and third in full length, ask two images in turns; two copies ask others."""
     model, ids, pixels = model_and_inputs()
     ids, mask, words = ids[:2], MASK[:2], Packed.of(MASK[:2])
     others = torch.tensor([1, 0])
@@ -58,36 +58,36 @@ def test_later_texts_ask_pictures_of_their_own():
     texts = torch.cat([text, words.spread(text)[others].flatten(0, 1), text])
     layout = Packed.join(words, Packed.whole(mask[others]), words)
     found = model.fuse(texts, layout, (kv[:2], kv[torch.tensor([2, 0])]), cls_only=True, begun=True)
-    for row, (text, picture) in enumerate([(0, 0), (1, 1), (1, 0), (0, 1), (0, 2), (1, 0)]):
+    for row, (text, image) in enumerate([(0, 0), (1, 1), (1, 0), (0, 1), (0, 2), (1, 0)]):
         own, length = slice(text, text + 1), int(mask[text].sum())
         alone = model.encode_text(ids[own, :length], mask[own, :length])
-        wanted = model.fuse(alone, mask[own, :length], kv[picture : picture + 1], cls_only=True)
+        wanted = model.fuse(alone, mask[own, :length], kv[image : image + 1], cls_only=True)
         torch.testing.assert_close(found[row], wanted[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_several_negatives_are_each_with_its_own(layers):
-    """Two for each text and each picture, all in one pass, as fused one by one."""
+    """Two for each text and each image, all in one pass, as fused one by one."""
     model, ids, pixels = model_and_inputs(replace(TINY, fusion_layers=layers))
-    words, image = Packed.of(MASK), model.encode_image(pixels)
+    words, tokens = Packed.of(MASK), model.encode_image(pixels)
     image_n, text_n = torch.tensor([[1, 2], [2, 0], [0, 1]]), torch.tensor([[2, 1], [0, 2], [1, 0]])
     text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
     pairs, layout = with_negatives(text, words, image_n, text_n)
-    seen = seen_by(model.fusion_encoder.keys_values(image), image_n)
+    seen = seen_by(model.fusion_encoder.keys_values(tokens), image_n)
     found = model.fuse(pairs, layout, seen, cls_only=True, begun=True)
     rows = [(text, text) for text in range(3)]
-    rows += [(int(text_n[picture, turn]), picture) for turn in range(2) for picture in range(3)]
+    rows += [(int(text_n[image, turn]), image) for turn in range(2) for image in range(3)]
     rows += [(text, int(image_n[text, turn])) for turn in range(2) for text in range(3)]
     assert len(found) == len(rows) == 15
-    for fused, (text, picture) in zip(found, rows, strict=True):
+    for fused, (text, image) in zip(found, rows, strict=True):
         own, length = slice(text, text + 1), int(MASK[text].sum())
         alone = model.encode_text(ids[own, :length], MASK[own, :length])
-        kv = model.fusion_encoder.keys_values(image[picture : picture + 1])
+        kv = model.fusion_encoder.keys_values(tokens[image : image + 1])
         wanted = model.fuse(alone, MASK[own, :length], kv, cls_only=True)
         torch.testing.assert_close(fused, wanted[0], atol=1e-5, rtol=1e-5)
 
 
-def test_a_number_of_pictures_that_does_not_fit_is_refused():
+def test_a_number_of_images_that_does_not_fit_is_refused():
     model, ids, pixels = model_and_inputs()
     kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
     for words in (Padded(MASK), Packed.of(MASK)):

@@ -204,7 +204,7 @@ def test_nothing_to_choose() -> None:
 def test_boxes_over_the_edge_are_cut() -> None:
     heat_map = np.ones((4, 6))
     heat_map[:, -1] = 100
-    # columns -1 and 0: the picture's first one alone, not its last as a negative index would have it
+    # columns -1 and 0: the image's first one alone, not its last as a negative index would have it
     assert choose_box(heat_map, [(-1, 0, 2, 4), (0, 0, 2, 4)]) == 1
     assert choose_box(heat_map, [(4, 0, 9, 9)]) == 0
 
@@ -229,7 +229,7 @@ def test_pointing_by_hand() -> None:
 
 
 def test_the_point_of_a_map_is_in_the_middle_of_its_highest_patch():
-    """Enlarged, the peak of a corner's patch moves to the picture's edge."""
+    """Enlarged, the peak of a corner's patch moves to the image's edge."""
     grid = np.zeros((6, 6))
     grid[0, 5] = 1
     assert point(grid, 24, 48) == (44.0, 2.0) and peak(upsample(grid, 24, 48)) == (46, 0)

@@ -67,7 +67,7 @@ def test_recorded_attention_is_the_fused_kernels(model, inputs):
         torch.testing.assert_close(record[0].sum(-1), torch.ones(3, 2, 7))
 
 
-def test_one_picture_serves_many_texts(model, inputs):
+def test_one_image_serves_many_texts(model, inputs):
     pixels, ids, mask = inputs
     states = model.encode_text(ids, mask)
     keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels[:1]))

@@ -99,7 +99,7 @@ def test_batches_larger_than_the_queue_train():
     ("image_id", "text_id"),
     [([7, 7, 8, 9], None), (None, [5, 6, 6, 6]), ([7, 7, 8, 8], [1, 2, 2, 3])],
 )
-def test_same_picture_or_caption_is_never_a_negative(image_id, text_id):
+def test_same_image_or_caption_is_never_a_negative(image_id, text_id):
     objective, batch = make_objective(), make_batch(4, image_id, text_id)
     related = batch["image_id"][:, None] == batch["image_id"]
     related |= batch["text_id"][:, None] == batch["text_id"]
@@ -120,7 +120,7 @@ def test_same_picture_or_caption_is_never_a_negative(image_id, text_id):
         assert (image_n[:, 0] == -1).tolist() == related.all(1).tolist()
 
 
-def test_itc_does_not_punish_the_same_picture():
+def test_itc_does_not_punish_the_same_image():
     positives = torch.tensor([[True, True, False]])
     targets = losses.contrastive_targets(positives, torch.zeros(1, 3), alpha=0.0)
     assert targets.tolist() == [[0.5, 0.5, 0.0]]
@@ -159,7 +159,7 @@ def test_tiny_batches_do_not_crash(size, official):
     learn(make_objective(official=official), make_batch(size))
 
 
-def test_batch_of_one_picture_does_not_crash():
+def test_batch_of_one_image_does_not_crash():
     found = learn(make_objective(), make_batch(4, image_id=[3, 3, 3, 3]))
     assert found["itm"] > 0, "the true pairs are still learnt from"
 

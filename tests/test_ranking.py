@@ -37,7 +37,7 @@ def gallery(model, processor, source):
 
 
 def test_recalls_by_hand():
-    # two captions each for pictures 0 and 1, one for picture 2
+    # two captions each for images 0 and 1, one for image 2
     image_of_text = torch.tensor([0, 0, 1, 1, 2])
     to_text = torch.tensor(
         [
@@ -46,7 +46,7 @@ def test_recalls_by_hand():
             [0.9, 0.8, 0.7, 0.6, 0.5],  # fifth
         ]
     )
-    to_image = torch.tensor([[3.0, 2.0, 1.0]] * 5)  # always picture 0, then 1, then 2
+    to_image = torch.tensor([[3.0, 2.0, 1.0]] * 5)  # always image 0, then 1, then 2
     found = ranking.recalls(to_text, to_image, image_of_text)
     assert found["txt_r1"] == pytest.approx(100 / 3) and found["txt_r5"] == found["txt_r10"] == 100
     assert found["img_r1"] == pytest.approx(40) and found["img_r5"] == 100
@@ -57,7 +57,7 @@ def test_recalls_by_hand():
 def test_every_pair_has_the_score_of_a_pass_of_its_own(model, processor, source, gallery):
     scores = dict(ranking.two_stage_scores(model, gallery, k=3))
     words = processor.texts([caption for index in range(len(source)) for caption in source[index].captions])
-    pixels = processor.images([source[index].picture for index in range(len(source))])
+    pixels = processor.images([source[index].image for index in range(len(source))])
     to_text, to_image = scores["itm"]
     assert ((to_text > -100).sum(1) == 3).all() and ((to_image > -100).sum(1) == 3).all()
     with torch.no_grad():
@@ -90,17 +90,17 @@ def test_k_above_the_gallery_ranks_everything(model, gallery):
     assert (scores[0] > -100).all() and (scores[1] > -100).all()
 
 
-def test_ranking_tells_of_every_picture(model, gallery):
+def test_ranking_tells_of_every_image(model, gallery):
     done = []
     dict(ranking.two_stage_scores(model, gallery, 2, done.append))
     assert sum(done) == len(gallery.z_image) == 16
 
 
 def test_first_captions_only(model, processor, source, gallery):
-    assert len(ranking.encode(model, processor, source, captions_per_picture=1).z_text) == 16
+    assert len(ranking.encode(model, processor, source, captions_per_image=1).z_text) == 16
 
 
-def test_unreadable_pictures_are_left_out_with_their_captions(model, processor, tmp_path):
+def test_unreadable_images_are_left_out_with_their_captions(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     (tmp_path / "red-left-0.png").write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="red-left-0.png"):
@@ -109,7 +109,7 @@ def test_unreadable_pictures_are_left_out_with_their_captions(model, processor, 
     assert gallery.image_of_text.tolist() == list(range(15))
 
 
-def test_a_list_with_a_caption_per_record_has_each_picture_once(model, processor, tmp_path):
+def test_a_list_with_a_caption_per_record_has_each_image_once(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     records = json.loads(world.read_text())
     world.write_text(
@@ -120,14 +120,14 @@ def test_a_list_with_a_caption_per_record_has_each_picture_once(model, processor
     assert gallery.image_of_text.tolist() == [image for image in range(16) for _ in "xy"]
 
 
-def test_no_readable_picture_is_an_error(model, processor, tmp_path):
+def test_no_readable_image_is_an_error(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="check the paths and image_root"):
         ranking.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))
 
 
 def test_tokens_that_do_not_fit_wait_in_half_precision(model, processor, source, gallery):
-    gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30  # for a picture a record
+    gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30  # for an image a record
     halved = ranking.encode(model, processor, source, batch_size=5, memory=gib * 0.6)
     assert {tokens.dtype for tokens in halved.image_tokens} == {torch.float16} and gallery.image_tokens[
         0
@@ -147,7 +147,7 @@ def test_ranking_in_bfloat16(model, gallery):
     assert scores["itc"][0].equal(gallery.z_image @ gallery.z_text.T), "cosines keep all their digits"
 
 
-def test_a_picture_without_candidates(model, gallery):
+def test_an_image_without_candidates(model, gallery):
     found = list(ranking.match(model, gallery.image_tokens[:2], gallery.texts, [torch.tensor([], dtype=int)] * 2))
     assert [logits.shape for _, logits in found] == [(0, 2)] * 2
     assert not ranking.match_logits(model, gallery, torch.zeros(16, len(gallery.texts), dtype=torch.bool)).any()
@@ -177,16 +177,16 @@ def test_what_a_text_scores_does_not_depend_on_its_company(model, processor, gal
 
 @pytest.mark.parametrize("said", ["left", "a green circle left"])
 def test_one_text_without_keys_and_values(model, processor, gallery, said, monkeypatch):
-    monkeypatch.setattr(ranking, "PICTURES_AT_ONCE", 5)
+    monkeypatch.setattr(ranking, "IMAGES_AT_ONCE", 5)
     model = deepcopy(model)
     for parameter in model.parameters():  # biases too, which begin as zeros
         parameter.data += 0.05 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
         )
     text, _ = ranking.encode_texts(model, processor, [said])
-    picture = gallery.image_tokens[0][None]
-    assert isinstance(model.fusion_encoder.seen_once(picture, len(text.states)), Tokens)
-    assert isinstance(model.fusion_encoder.seen_once(picture, 12), KeysValues)
+    image = gallery.image_tokens[0][None]
+    assert isinstance(model.fusion_encoder.seen_once(image, len(text.states)), Tokens)
+    assert isinstance(model.fusion_encoder.seen_once(image, 12), KeysValues)
     found = ranking.match_text(model, gallery.image_tokens, text)
     only = [torch.tensor([0])] * len(gallery.image_tokens)
     wanted = torch.cat([logits for _, logits in ranking.match(model, gallery.image_tokens, text, only)])

@@ -7,7 +7,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # some write pictures
+    monkeypatch.chdir(tmp_path)  # some write images
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert blocks
     for block in blocks:

@@ -15,7 +15,7 @@ EVIL = '<script>alert("x")</script> & $title'
 VOID = {"meta", "img", "br"}
 
 
-def picture(colour: str = "red") -> Image.Image:
+def image(colour: str = "red") -> Image.Image:
     return Image.new("RGB", (8, 8), colour)
 
 
@@ -24,20 +24,20 @@ def figures(value: float) -> dict[str, float]:
 
 
 def small_report(typed: bool = True) -> report.Report:
-    hit = report.Hit(picture(), EVIL, 0.25, 3, 0.5)
+    hit = report.Hit(image(), EVIL, 0.25, 3, 0.5)
     query = report.Query(EVIL, [hit], [hit])
-    lesson = report.Lesson(picture(), EVIL, [EVIL, "a dog"], [("a dog", 0.75, "right"), (EVIL, 0.1, "label")])
+    lesson = report.Lesson(image(), EVIL, [EVIL, "a dog"], [("a dog", 0.75, "right"), (EVIL, 0.1, "label")])
     curve = Chart(EVIL, "step", 10.0, [Line("ITC", [(1.0, 7.0), (10.0, 3.0)], 0), Line("none", [], 1)], (5.0, EVIL))
     return report.Report(
         lead=EVIL,
-        pictures=1811,
+        images=1811,
         candidates=16,
         charts=[curve],
         figures={"chance": figures(0.0625), EVIL: figures(12.345)},
         queries=[query],
-        maps=[report.WordMaps(picture(), "a cat", [(EVIL, 0.125, np.eye(4)), ("dog", 0.5, np.zeros((4, 4)))])],
+        maps=[report.WordMaps(image(), "a cat", [(EVIL, 0.125, np.eye(4)), ("dog", 0.5, np.zeros((4, 4)))])],
         teacher=report.Teacher({"label": 1, "right": 2, "related": 0, "wrong": 1}, [lesson], [lesson]),
-        missed=[report.Miss(picture("blue"), EVIL, 321, [hit])],
+        missed=[report.Miss(image("blue"), EVIL, 321, [hit])],
         missed_count=1000,
         typed=[query] if typed else [],
     )
@@ -96,7 +96,7 @@ def test_nothing_is_loaded_from_outside() -> None:
     assert not re.search(r"https?:|url\(|@import|<link|<iframe|src=\"(?!data:image/webp;base64,)", text)
 
 
-def test_pictures_and_curves_have_words() -> None:
+def test_images_and_curves_have_words() -> None:
     tags = Page(report.render(small_report())).tags
     assert all(attributes["alt"] for tag, attributes in tags if tag == "img")
     labels = [attributes["aria-label"] for tag, attributes in tags if tag == "svg"]
@@ -104,7 +104,7 @@ def test_pictures_and_curves_have_words() -> None:
 
 
 def test_search_page() -> None:
-    hit = report.Hit(picture(), EVIL, 0.25, 1, 0.5)
+    hit = report.Hit(image(), EVIL, 0.25, 1, 0.5)
     page = report.render_search([report.Query(EVIL, [hit], [hit])], EVIL)
     Page(page)
     assert "<script" not in page and page.count("<img") == 2

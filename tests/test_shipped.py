@@ -19,7 +19,7 @@ def test_it_is_small_and_comes_with_its_log():
 
 def test_it_finds_names_in_the_unseen_style():
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_picture=1)
+    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1)
     assert len(gallery.z_image) == 1811
     found = ranking.evaluate(model, gallery, k=16)
     assert found["itc"]["img_r1"] >= 40 and found["itc"]["img_r10"] >= 70

@@ -30,7 +30,7 @@ CONFIG = AlbefConfig(
     embed_dim=4,
 )
 TUNED = replace(CONFIG, mlm_head=False)
-EVEN = replace(CONFIG, vision_width=16)  # pictures and texts of one width
+EVEN = replace(CONFIG, vision_width=16)  # images and texts of one width
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,7 @@ def test_what_a_decoder_may_lack():
     before = model.decoder.question_keys_values.weight.clone()
     report = start_from(model, state, TUNED, "START")
     assert report[1] == (
-        "new: decoder.head (the start has no MLM head), "
-        "decoder.question_keys_values (made for pictures of another width)"
+        "new: decoder.head (the start has no MLM head), decoder.question_keys_values (made for images of another width)"
     )
     assert model.decoder.question_keys_values.weight.equal(before)
 

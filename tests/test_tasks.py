@@ -96,7 +96,7 @@ def stop_after(task, steps):
 @pytest.mark.parametrize("augment", ["affine", "randaugment"])
 @pytest.mark.parametrize("name", TASKS)
 def test_a_run_goes_on_exactly_and_without_its_start(name, augment, pretrained, tmp_path):
-    """In memory from a pre-trained model, which is gone by then; picture by picture from scratch with own words."""
+    """In memory from a pre-trained model, which is gone by then; image by image from scratch with own words."""
     recipe = recipe_of(name, evaluate_steps=2)
     if augment == "affine":
         shutil.copytree(pretrained, tmp_path / "start")
@@ -307,7 +307,7 @@ def retrieval_batch(tmp_path, image_id):
     return task.objective.train(), batch, drawn
 
 
-def test_texts_of_one_picture_are_positives_and_no_negatives(tmp_path):
+def test_texts_of_one_image_are_positives_and_no_negatives(tmp_path):
     objective, batch, drawn = retrieval_batch(tmp_path, [1, 1, 1, 2, 2, 3, 4, 5])
     image_id = batch["image_id"]
     queue = objective.queue.text_queue.clone(), objective.queue.image_queue.clone()
@@ -330,7 +330,7 @@ def test_texts_of_one_picture_are_positives_and_no_negatives(tmp_path):
     assert objective.queue.image_id[:8].tolist() == image_id.tolist()
 
 
-def test_a_batch_of_one_picture_has_no_negatives(tmp_path):
+def test_a_batch_of_one_image_has_no_negatives(tmp_path):
     objective, batch, drawn = retrieval_batch(tmp_path, [7] * 8)
     loss = total(objective, batch, 0.4)
     loss.backward()
@@ -339,7 +339,7 @@ def test_a_batch_of_one_picture_has_no_negatives(tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in objective.model.parameters() if p.grad is not None)
 
 
-def test_phrases_of_a_picture_are_no_negatives_of_each_other(tmp_path):
+def test_phrases_of_an_image_are_no_negatives_of_each_other(tmp_path):
     task = make_task(recipe_of("grounding"), tmp_path)
     records = [task.source[index] for index in range(4)]
     assert [record.image_id for record in records] == ["world:train/0"] * 2 + ["world:train/1"] * 2
@@ -356,7 +356,7 @@ def assign():
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_pictures_for_text_assignment(assign, repeats):
+def test_images_for_text_assignment(assign, repeats):
     image_id = torch.arange(60) // repeats
     tokens = torch.randn(60, 17, 32)
     own, counts = torch.arange(60), torch.zeros(3)
@@ -371,7 +371,7 @@ def test_pictures_for_text_assignment(assign, repeats):
     assert (counts / counts.sum()).tolist() == pytest.approx([1 / 3] * 3, abs=0.035)
 
 
-def test_likely_mistakes_stand_beside_the_right_picture(assign):
+def test_likely_mistakes_stand_beside_the_right_image(assign):
     tokens = torch.randn(6, 17, 32)
     tokens[1] = tokens[0] + 0.1 * torch.randn(17, 32)
     weights = assign.weights(tokens)
@@ -382,8 +382,8 @@ def test_likely_mistakes_stand_beside_the_right_picture(assign):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_too_few_pictures_for_text_assignment(assign, count):
-    with pytest.raises(ValueError, match=f"needs at least 3 pictures in a batch, got {count}; raise batch_size"):
+def test_too_few_images_for_text_assignment(assign, count):
+    with pytest.raises(ValueError, match=f"needs at least 3 images in a batch, got {count}; raise batch_size"):
         assign.draw_pairs(torch.randn(count, 17, 32))
 
 
@@ -407,7 +407,7 @@ def pair():
     return model, torch.randn(3, 2, 3, 32, 32), words, torch.ones_like(words)
 
 
-def test_the_first_picture_is_read_by_even_layers(pair):
+def test_the_first_image_is_read_by_even_layers(pair):
     model, pixels, *words = pair
     before = model(pixels, *words)
     swapped = pixels.flip(1)
@@ -429,7 +429,7 @@ def test_the_first_picture_is_read_by_even_layers(pair):
             layer.cross_out.weight.copy_(weight)
 
 
-def test_keys_and_values_of_both_pictures_are_computed_once(pair):
+def test_keys_and_values_of_both_images_are_computed_once(pair):
     model, pixels, *words = pair
     calls, made = [], model.pair_encoder.keys_values
     model.visual_encoder.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
@@ -456,7 +456,7 @@ def test_labels():
 
 @pytest.mark.parametrize("kind", ["vqa", "classification", "phrases"])
 def test_nothing_readable_is_an_error(kind, pretrained):
-    examples = [replace(open_examples(kind, ["world:test/1"])[0], pictures=(b"nothing",))]
+    examples = [replace(open_examples(kind, ["world:test/1"])[0], images=(b"nothing",))]
     processor, model = Processor.from_pretrained(pretrained), models()[kind]
     measure = {"vqa": lambda *a: vqa.evaluate(*a, ["red"]), "classification": classification.evaluate}
     with (
@@ -493,7 +493,7 @@ def test_a_map_is_judged_by_peak_and_box():
 
 
 @pytest.mark.parametrize("box", [(40, 2, 8, 10), (-9, -9, 8, 8), (20, 2, 0, 10), (20, 2, 8, 0)])
-def test_right_boxes_that_show_nothing_of_the_picture(box):
+def test_right_boxes_that_show_nothing_of_the_image(box):
     found = grounding.judge(spot(20, 2, 8, 10), phrase(boxes=(box,), candidates=((20, 2, 8, 10),)))
     assert found["invisible"] == f"a.png, 'the ring', {list(box)}" and found["free"] == found["boxes"] == 0
     two = phrase(boxes=(box, (20, 2, 8, 10)))
@@ -524,14 +524,14 @@ def test_a_phrase_without_a_box_cannot_be_judged():
 
 @pytest.fixture(scope="module")
 def wide():
-    """A model for pictures of 16 x 48 pixels: two rows of six patches."""
+    """A model for images of 16 x 48 pixels: two rows of six patches."""
     torch.manual_seed(2)
     model = AlbefModel(replace(TINY, image_size=(16, 48), vocab_size=173)).eval().requires_grad_(False)
     return model, Processor(load_tokenizer(WORDS), (16, 48))
 
 
 @pytest.mark.parametrize("mode", ["itm", "itc"])
-def test_maps_of_pictures_that_are_not_square(wide, mode):
+def test_maps_of_images_that_are_not_square(wide, mode):
     model, processor = wide
     words = processor.texts(["the ring", "a small red thing at the top left"])
     pixels = torch.randn(2, 3, 16, 48)
@@ -586,7 +586,7 @@ def test_grounding_counts_maps_without_a_peak(wide, monkeypatch):
         phrase(size=None),
     ]
     grounding.evaluate(model, processor, source)
-    assert sizes == [(24, 40), (24, 40), (SIDE, SIDE)], "the size that is given, else that of the picture itself"
+    assert sizes == [(24, 40), (24, 40), (SIDE, SIDE)], "the size that is given, else that of the image itself"
     maps = torch.zeros(3, 2, 6)
     maps[0, 0, 3] = 1  # of 24 x 40 pixels: x 20 to 27, y 0 to 12
     monkeypatch.setattr(grounding, "text_maps", lambda *_: maps)

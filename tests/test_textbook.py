@@ -62,8 +62,8 @@ def batch() -> dict[str, Tensor]:
     torch.manual_seed(1)
     ids, mask = texts(LENGTHS, max(LENGTHS))
     rows = torch.arange(SIZE)
-    pictures = torch.randn(SIZE, 3, *CONFIG.image_size)
-    return {"pixel_values": pictures, "input_ids": ids, "attention_mask": mask, "image_id": rows, "text_id": rows}
+    images = torch.randn(SIZE, 3, *CONFIG.image_size)
+    return {"pixel_values": images, "input_ids": ids, "attention_mask": mask, "image_id": rows, "text_id": rows}
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def grad_of(parameter: Tensor) -> Tensor:
 
 
 def test_weights_teacher_and_queues_after_two_steps(ours, plain, batch):
-    """The second of other pictures and captions: ours takes those in the queue for positives if they are the same."""
+    """The second of other images and captions: ours takes those in the queue for positives if they are the same."""
     later = batch | {name: batch[name] + SIZE for name in ("image_id", "text_id")}
     for objective, given in ((ours, {}), (plain, draws(batch))):
         for inputs in (batch, later):
@@ -150,7 +150,7 @@ TO_RANK = (4, 12, 2, 7, 9, 3, 5, 11, 6, 8)
 
 @torch.no_grad()
 def encoded(model: AlbefModel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Seven pictures and ten texts, padded to 30 tokens as the original's."""
+    """Seven images and ten texts, padded to 30 tokens as the original's."""
     ids, mask = texts(TO_RANK, 30)
     image = model.encode_image(torch.randn(7, 3, *CONFIG.image_size))
     text = model.encode_text(ids, mask)
@@ -233,11 +233,11 @@ def test_the_floor_needs_every_saving(name):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has had")
 def test_memory_of_ranking_a_whole_test_set():
-    sizes = {"preset": "tiny", "pictures": 6, "captions": 30, "k": 4, "timed": 2}
+    sizes = {"preset": "tiny", "images": 6, "captions": 30, "k": 4, "timed": 2}
     config = preset("tiny").at_size(384)
     three_bytes_each = 3 * 6 * config.image_tokens * config.vision_width / 2**30  # GiB
     said = measure(Namespace(**sizes, memory=three_bytes_each, precision="float32"))
-    assert said.startswith("6 pictures, 30 captions, k 4: ") and "in torch.float16" in said
+    assert said.startswith("6 images, 30 captions, k 4: ") and "in torch.float16" in said
 
 
 def test_caption_lengths_are_spread_over_the_real_ones():

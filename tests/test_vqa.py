@@ -16,7 +16,7 @@ from albef.tasks import vqa
 from tests.worlds import TINY
 
 QUESTIONS = ["what colour is the ring", "how big is it", "is there a small red circle at the top left"]
-ANSWERS = ["red", "blue square", "small ring at the top", "yes", "no", "two", "top left", "zero things in the picture"]
+ANSWERS = ["red", "blue square", "small ring at the top", "yes", "no", "two", "top left", "zero things in the image"]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def read(model, processor, pixels):
 def alone(model, processor, pixels):
     """The same, each question by itself."""
     found = []
-    for text, picture in zip(QUESTIONS, pixels, strict=True):
+    for text, image in zip(QUESTIONS, pixels, strict=True):
         words = vqa.questions(processor, [text], 50, 30)
-        found.append((model.read(picture[None], **words), words["attention_mask"]))
+        found.append((model.read(image[None], **words), words["attention_mask"]))
     return found
 
 
@@ -254,7 +254,7 @@ def test_a_question_without_a_word(processor, text):
 
 
 def example(key=7, answers=(), weight=1.0, text="what is it?", number=0):
-    return Example(f"picture {number}", (png(scene("test", number)),), text, key, answers=answers, weight=weight)
+    return Example(f"image {number}", (png(scene("test", number)),), text, key, answers=answers, weight=weight)
 
 
 def test_an_answer_weighs_the_share_of_people_who_gave_it():
@@ -264,7 +264,7 @@ def test_an_answer_weighs_the_share_of_people_who_gave_it():
 
 @pytest.mark.parametrize(("changes", "said"), [({}, "has no answer to learn"), ({"text": "?"}, "has no word in it")])
 def test_questions_that_teach_nothing(changes, said):
-    with pytest.raises(ValueError, match=f"picture 0: the question '.*' {said}"):
+    with pytest.raises(ValueError, match=f"image 0: the question '.*' {said}"):
         vqa.check_question(example(**{"answers": () if not changes else ("yes",), **changes}))
 
 
@@ -327,7 +327,7 @@ def test_evaluation_and_the_file_for_evalai(model, processor, tmp_path):
     ]
     figures, given = vqa.evaluate(model, processor, source, ANSWERS, k=4, batch_size=2)
     assert list(given) == [31, "b-4", 5] and (figures["questions"], figures["measured"]) == (3, 2)
-    pixels = processor.images([one.pictures[0] for one in source])
+    pixels = processor.images([one.images[0] for one in source])
     for row in range(3):
         words = vqa.questions(processor, [source[row].text], 50, 30)
         states, mask = model.read(pixels[row : row + 1], **words), words["attention_mask"]

@@ -102,21 +102,21 @@ def test_vqa(tmp_path, monkeypatch):
 
 
 def test_retrieval(tmp_path, forgetful):
-    """Guessing finds one of 149 pictures."""
+    """Guessing finds one of 149 images."""
     found = learnt("retrieval", tmp_path, 30, "world:test/150", forgetful)
     assert found["itm"]["img_r1"] >= 60 and found["itm"]["txt_r1"] >= 60, found
     assert found["itc"]["img_r1"] >= 40 and found["itc"]["txt_r1"] >= 35, found
 
 
 def test_grounding(tmp_path):
-    """A thing covers an eighth of the picture, and there are three to five boxes to choose among."""
+    """A thing covers an eighth of the image, and there are three to five boxes to choose among."""
     found = learnt("grounding", tmp_path, 25, "world:test/150")
     assert found["itm"]["pointing"] >= 24 and found["itc"]["pointing"] >= 30, found
     assert found["itc"]["boxes"] >= 42, found
 
 
 def test_pairs(tmp_path):
-    """Eight statements about four pairs of pictures each, true of two: words alone, learnt by heart, give 50 %.
+    """Eight statements about four pairs of images each, true of two: words alone, learnt by heart, give 50 %.
 
     To tell pairs that it has not seen takes the recipe many minutes; here it learns these by heart.
     """

@@ -1,4 +1,4 @@
-"""Small made-up pictures with captions, and a recipe that learns from them in seconds."""
+"""Small made-up images with captions, and a recipe that learns from them in seconds."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Pixels and words in: reading, cleaning, augmenting, batching. Knows no models."""
 
 from albef.data.augment import RandAugment, TrainTransform
-from albef.data.broken import BrokenCounter, BrokenPicture
+from albef.data.broken import BrokenCounter, BrokenImage
 from albef.data.example_sets import CachedExamples, ExampleCollate, ExampleSet, read_examples
 from albef.data.examples import Example, ExampleSource, open_examples
+from albef.data.images import open_image
 from albef.data.loader import (
     CachedSet,
     Collate,
@@ -12,7 +13,6 @@ from albef.data.loader import (
     make_loader,
     stable_id,
 )
-from albef.data.pictures import open_picture
 from albef.data.processor import (
     Processor,
     build_tokenizer,
@@ -25,7 +25,7 @@ from albef.data.sources import open_sources
 
 __all__ = [
     "BrokenCounter",
-    "BrokenPicture",
+    "BrokenImage",
     "CachedExamples",
     "CachedSet",
     "Collate",
@@ -45,7 +45,7 @@ __all__ = [
     "clean_question",
     "make_loader",
     "open_examples",
-    "open_picture",
+    "open_image",
     "open_sources",
     "read_examples",
     "stable_id",

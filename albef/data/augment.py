@@ -1,6 +1,6 @@
 """The original's image augmentation without OpenCV: RandomAugment, and crop and flip before it (spec 2.9).
 
-Pictures are uint8 arrays [H, W, 3] of RGB values 0..255. Every operation returns a new array of the same size.
+Images are uint8 arrays [H, W, 3] of RGB values 0..255. Every operation returns a new array of the same size.
 """
 
 import math
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from albef.data.pictures import Edges, PictureSource, Pixels, open_crop, resized_for_training
+from albef.data.images import Edges, ImageSource, Pixels, open_crop, resized_for_training
 
-FILL = (128, 128, 128)  # what geometric operations show beyond the picture's edge
+FILL = (128, 128, 128)  # what geometric operations show beyond the image's edge
 UNCHANGED = np.arange(256, dtype=np.uint8)  # the table that leaves a channel alone
 MAX_LEVEL = 10
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
@@ -35,8 +35,8 @@ def identity(image: Pixels) -> Pixels:
 
 def auto_contrast(image: Pixels, official: bool = False) -> Pixels:
     """Stretch every channel to 0..255. `official`: its uint8 overflow makes channels without a 0 white (#134)."""
-    picture = Image.fromarray(image)
-    return _look_up(picture, [_stretch(counts, official) for counts in _histograms(picture)])
+    opened = Image.fromarray(image)
+    return _look_up(opened, [_stretch(counts, official) for counts in _histograms(opened)])
 
 
 def _stretch(counts: NDArray[np.int64], official: bool) -> Pixels:
@@ -50,8 +50,8 @@ def _stretch(counts: NDArray[np.int64], official: bool) -> Pixels:
 
 def equalize(image: Pixels) -> Pixels:
     """Spread every channel's histogram evenly, as PIL.ImageOps.equalize does."""
-    picture = Image.fromarray(image)
-    return _look_up(picture, [_equalize(counts) for counts in _histograms(picture)])
+    opened = Image.fromarray(image)
+    return _look_up(opened, [_equalize(counts) for counts in _histograms(opened)])
 
 
 def _equalize(counts: NDArray[np.int64]) -> Pixels:
@@ -67,14 +67,14 @@ def brightness(image: Pixels, factor: float) -> Pixels:
     return _look_up(Image.fromarray(image), [_cut(np.arange(256) * factor)] * 3)
 
 
-def _histograms(picture: Image.Image) -> NDArray[np.int64]:
+def _histograms(image: Image.Image) -> NDArray[np.int64]:
     """How often each value occurs in each channel, [3, 256]."""
-    return np.reshape(picture.histogram(), (3, 256))
+    return np.reshape(image.histogram(), (3, 256))
 
 
-def _look_up(picture: Image.Image, tables: list[Pixels]) -> Pixels:
+def _look_up(image: Image.Image, tables: list[Pixels]) -> Pixels:
     """Every channel's values replaced by its table's, [256] each."""
-    return np.array(picture.point(np.concatenate(tables).tolist()))
+    return np.array(image.point(np.concatenate(tables).tolist()))
 
 
 def _cut(values: NDArray[Any]) -> Pixels:
@@ -154,7 +154,7 @@ def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
 
     grid_sample does the integers' work in float32 without rounding once: values are less than 2**18 / 1024, and on a
     canvas whose side is a power of two every place is a short binary fraction. Beyond its edge lie zeros, and so beyond
-    the picture's, from which the fill is taken away first.
+    the image's, from which the fill is taken away first.
     """
     height, width = image.shape[:2]
     side = 2 ** (max(height, width) - 1).bit_length()
@@ -216,7 +216,7 @@ class RandAugment:
 
     level: strength, 0..10; the original trains with 7. official: keep its two faults, AutoContrast's white channels
     and Sharpness's speckles; otherwise both do what their names say. Draws come in the original's order, so that
-    numpy's RandomState with the original's seed repeats its pictures.
+    numpy's RandomState with the original's seed repeats its images.
     """
 
     def __init__(self, operations: int = 2, level: float = 7, official: bool = False) -> None:
@@ -253,10 +253,10 @@ class RandAugment:
 
 
 class TrainTransform:
-    """Crop, flip and augment a picture for training; a pure function of picture and `rng`.
+    """Crop, flip and augment an image for training; a pure function of image and `rng`.
 
-    image_size: (height, width) of the result. scale: range of the crop's share of the picture's area, 0.2..1 to
-    pre-train and 0.5..1 to fine-tune; None keeps the whole picture (grounding). flip: mirror every other picture.
+    image_size: (height, width) of the result. scale: range of the crop's share of the image's area, 0.2..1 to
+    pre-train and 0.5..1 to fine-tune; None keeps the whole image (grounding). flip: mirror every other image.
     """
 
     def __init__(
@@ -271,11 +271,11 @@ class TrainTransform:
         self.image_size, self.scale, self.flip, self.augment = image_size, scale, flip, augment
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        """RGB PIL picture to uint8 [3, height, width]."""
+        """RGB PIL image to uint8 [3, height, width]."""
         return self._finished(np.array(image.crop(self._edges(image.width, image.height, rng))), rng)
 
-    def read(self, source: PictureSource, rng: np.random.Generator, name: str | None = None) -> torch.Tensor:
-        """The same from a picture's file, of which no more is decoded than the crop needs; see `open_crop`."""
+    def read(self, source: ImageSource, rng: np.random.Generator, name: str | None = None) -> torch.Tensor:
+        """The same from an image's file, of which no more is decoded than the crop needs; see `open_crop`."""
         crop = open_crop(source, lambda width, height: self._edges(width, height, rng), self.image_size, name)
         return self._finished(crop, rng)
 

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once: for small pictures that are kept in memory, on the CPU or the GPU."""
+"""Augmentation of a whole batch at once: for small images that are kept in memory, on the CPU or the GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class BatchAugment:
-    """A random affine view and random colours for every picture: uint8 [B, 3, h, w] -> uint8 [B, 3, H, W].
+    """A random affine view and random colours for every image: uint8 [B, 3, h, w] -> uint8 [B, 3, H, W].
 
-    zoom: range of the visible side as a share of the picture's. shift: largest displacement as a share of the side,
+    zoom: range of the visible side as a share of the image's. shift: largest displacement as a share of the side,
     with which the aspect ratio varies too. angle: largest rotation and shear in degrees. colour: 0 keeps colours, 1
     changes them wildly. All randomness comes from PyTorch's global generator.
     """
@@ -27,10 +27,10 @@ class BatchAugment:
     ) -> None:
         self.size, self.zoom, self.shift, self.angle, self.colour = size, zoom, shift, angle, colour
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        pictures = pictures.float()
-        grid = F.affine_grid(self._views(len(pictures)).to(pictures), [len(pictures), 3, *self.size], False)
-        views = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.float()
+        grid = F.affine_grid(self._views(len(images)).to(images), [len(images), 3, *self.size], False)
+        views = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return self._recolour(views).clamp(0, 255).to(torch.uint8)
 
     def _views(self, count: int) -> Tensor:
@@ -46,16 +46,16 @@ class BatchAugment:
         lower = torch.stack([-sin * tall, cos * tall, down], dim=1)
         return torch.stack([upper, lower], dim=1)
 
-    def _recolour(self, pictures: Tensor) -> Tensor:
+    def _recolour(self, images: Tensor) -> Tensor:
         """A random linear map of the colours around mid-grey: saturation, channel mixing, contrast, brightness."""
-        count = len(pictures)
+        count = len(images)
         grey = torch.full((3, 3), 1 / 3)
         saturation = 1 + self.colour * 1.5 * _signed(count, 1, 1)
         mix = saturation * torch.eye(3) + (1 - saturation) * grey + self.colour * 0.3 * torch.randn(count, 3, 3)
         contrast = 1 + self.colour * _signed(count, 1, 1)
         shift = self.colour * 40 * torch.randn(count, 3, 1)
-        flat = pictures.flatten(2) - 128
-        return ((contrast * mix).to(flat) @ flat + 128 + shift.to(flat)).view_as(pictures)
+        flat = images.flatten(2) - 128
+        return ((contrast * mix).to(flat) @ flat + 128 + shift.to(flat)).view_as(images)
 
 
 def _signed(*shape: int) -> Tensor:

@@ -1,12 +1,12 @@
-"""Pictures that cannot be read: how one is named, and when there are too many."""
+"""Images that cannot be read: how one is named, and when there are too many."""
 
 from collections.abc import Sequence
 
-Broken = list[tuple[str, str]]  # name of a picture, reason why it could not be read
+Broken = list[tuple[str, str]]  # name of an image, reason why it could not be read
 
 
-class BrokenPicture(ValueError):
-    """A picture that cannot be read; the message says which, why, and what to do."""
+class BrokenImage(ValueError):
+    """An image that cannot be read; the message says which, why, and what to do."""
 
     def __init__(self, name: str, reason: str, remedy: str) -> None:
         super().__init__(name, reason, remedy)
@@ -17,9 +17,9 @@ class BrokenPicture(ValueError):
 
 
 class BrokenCounter:
-    """Counts pictures that could not be read, and stops a run whose data are too bad.
+    """Counts images that could not be read, and stops a run whose data are too bad.
 
-    limit: tolerated share of the pictures seen, judged once `patience` of them were, or at the end.
+    limit: tolerated share of the images seen, judged once `patience` of them were, or at the end.
     """
 
     def __init__(self, limit: float = 0.01, patience: int = 100) -> None:
@@ -28,13 +28,13 @@ class BrokenCounter:
         self.reasons: dict[str, str] = {}
 
     def add(self, broken: Sequence[tuple[str, str]], read: int) -> None:
-        """Count the `broken` entries of a batch and the `read` pictures that came out whole."""
+        """Count the `broken` entries of a batch and the `read` images that came out whole."""
         self.seen += len(broken) + read
         self.failures += len(broken)
         self.reasons.update(broken)
 
     def check(self, final: bool = False) -> None:
-        """RuntimeError with up to ten names and reasons when more than `limit` of the pictures were broken."""
+        """RuntimeError with up to ten names and reasons when more than `limit` of the images were broken."""
         if self.failures > self.limit * self.seen and (final or self.seen >= self.patience):
             raise RuntimeError(
                 f"{self.report()}. More than {self.limit:.2%} is not tolerated: "
@@ -42,10 +42,10 @@ class BrokenCounter:
             )
 
     def report(self) -> str:
-        """One sentence, such as `2 of 1,000 pictures (0.20%) could not be read: a.jpg (damaged), b.jpg (empty)`."""
+        """One sentence, such as `2 of 1,000 images (0.20%) could not be read: a.jpg (damaged), b.jpg (empty)`."""
         if not self.failures:
-            return f"all of {self.seen:,} pictures could be read"
-        share = f"{self.failures:,} of {self.seen:,} pictures ({self.failures / self.seen:.2%})"
+            return f"all of {self.seen:,} images could be read"
+        share = f"{self.failures:,} of {self.seen:,} images ({self.failures / self.seen:.2%})"
         return f"{share} could not be read: {listing(list(self.reasons.items()))}"
 
 

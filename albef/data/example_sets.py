@@ -1,5 +1,5 @@
-"""Batches of examples for training and evaluation: pictures by the same rules as in `loader`, texts and truths by the
-task's own function. B examples of P pictures each, H x W pixels."""
+"""Batches of examples for training and evaluation: images by the same rules as in `loader`, texts and truths by the
+task's own function. B examples of P images each, H x W pixels."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from albef.data.augment import TrainTransform
-from albef.data.broken import Broken, BrokenPicture, listing
+from albef.data.broken import Broken, BrokenImage, listing
+from albef.data.images import open_image
 from albef.data.loader import Pair, read_all, read_or_replace, readable_of
-from albef.data.pictures import open_picture
 from albef.data.processor import Processor
 from albef.data.progress import tracked
 from albef.data.records import Example, ExampleSource
@@ -25,26 +25,26 @@ Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to
 
 
 def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image.Image]]:
-    """An example, its pictures taken out and decoded; BrokenPicture when one cannot be read.
+    """An example, its images taken out and decoded; BrokenImage when one cannot be read.
 
-    Its `size`, if not given, is that of its (first) picture.
+    Its `size`, if not given, is that of its (first) image.
     """
     example = source[index]
-    images = [_open(picture, example.name) for picture in example.pictures]
-    size = example.size or (images[0].height, images[0].width)
-    return replace(example, pictures=(), size=size), images
+    opened = [_open(image, example.name) for image in example.images]
+    size = example.size or (opened[0].height, opened[0].width)
+    return replace(example, images=(), size=size), opened
 
 
-def _open(picture: bytes | Path, name: str) -> Image.Image:
-    return open_picture(picture, _named_by(picture, name))
+def _open(image: bytes | Path, name: str) -> Image.Image:
+    return open_image(image, _named_by(image, name))
 
 
-def _named_by(picture: bytes | Path, name: str) -> str | None:
-    return name if isinstance(picture, bytes) else None  # a file is named by its path
+def _named_by(image: bytes | Path, name: str) -> str | None:
+    return name if isinstance(image, bytes) else None  # a file is named by its path
 
 
 def read_examples(source: ExampleSource, indices: Sequence[int], processor: Processor) -> tuple[list[Example], Tensor]:
-    """Examples without their pictures, and their pixels uint8 [n, P, 3, H, W]; unreadable ones are left out, with a
+    """Examples without their images, and their pixels uint8 [n, P, 3, H, W]; unreadable ones are left out, with a
     warning that names them."""
 
     def read(index: int) -> tuple[Example, Tensor]:
@@ -57,9 +57,9 @@ def read_examples(source: ExampleSource, indices: Sequence[int], processor: Proc
 
 
 class ExampleSet(Dataset[dict[str, Any]]):
-    """Examples with augmented pictures, each augmented by itself; without a `transform` they are only resized.
+    """Examples with augmented images, each augmented by itself; without a `transform` they are only resized.
 
-    An example with a picture that cannot be read is replaced by another one, drawn from the sample's own random
+    An example with an image that cannot be read is replaced by another one, drawn from the sample's own random
     numbers, and reported under "broken".
     """
 
@@ -72,7 +72,7 @@ class ExampleSet(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
-        """example without pictures, pixel_values uint8 [P, 3, H, W], broken [(name, reason)]."""
+        """example without images, pixel_values uint8 [P, 3, H, W], broken [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
         read = functools.partial(self._read, rng=rng)
         (example, pixels), broken = read_or_replace(read, pair[1], len(self.source), rng)
@@ -80,13 +80,13 @@ class ExampleSet(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[Example, Tensor]:
         example = self.source[index]
-        pixels = [self._pixels(picture, example.name, rng) for picture in example.pictures]
-        return replace(example, pictures=()), torch.stack(pixels)
+        pixels = [self._pixels(image, example.name, rng) for image in example.images]
+        return replace(example, images=()), torch.stack(pixels)
 
-    def _pixels(self, picture: bytes | Path, name: str, rng: np.random.Generator) -> Tensor:
+    def _pixels(self, image: bytes | Path, name: str, rng: np.random.Generator) -> Tensor:
         if self.transform is None:
-            return self.processor.resize(_open(picture, name))
-        return self.transform.read(picture, rng, _named_by(picture, name))
+            return self.processor.resize(_open(image, name))
+        return self.transform.read(image, rng, _named_by(image, name))
 
 
 class ExampleCollate:
@@ -105,23 +105,23 @@ class ExampleCollate:
 
 
 class CachedExamples:
-    """Examples whose pictures fit into memory: each picture decoded and resized once, however many examples have it.
+    """Examples whose images fit into memory: each image decoded and resized once, however many examples have it.
 
-    pixels      uint8 [N, 3, H, W] of the different pictures, bicubic at `image_size` (height, width), not augmented
-    examples    the readable ones, without pictures
-    broken      pictures that could not be read; their examples are left out
+    pixels      uint8 [N, 3, H, W] of the different images, bicubic at `image_size` (height, width), not augmented
+    examples    the readable ones, without images
+    broken      images that could not be read; their examples are left out
     """
 
     def __init__(
         self, source: ExampleSource, processor: Processor, image_size: tuple[int, int], encode: Encode
     ) -> None:
         self.encode, self.broken = encode, Broken()
-        pictures, examples, rows = _distinct(source)
+        images, examples, rows = _distinct(source)
         processor = replace(processor, image_size=image_size)
-        self.pixels = torch.empty(len(pictures), 3, *image_size, dtype=torch.uint8)
-        readable = np.ones(len(pictures), dtype=bool)
-        for row, found in enumerate(read_all(lambda row: processor.resize(_open(*pictures[row])), len(pictures))):
-            if isinstance(found, BrokenPicture):
+        self.pixels = torch.empty(len(images), 3, *image_size, dtype=torch.uint8)
+        readable = np.ones(len(images), dtype=bool)
+        for row, found in enumerate(read_all(lambda row: processor.resize(_open(*images[row])), len(images))):
+            if isinstance(found, BrokenImage):
                 self.broken.append((found.name, found.reason))
                 readable[row] = False
             else:
@@ -136,7 +136,7 @@ class CachedExamples:
         return len(self.examples)
 
     def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The same batch as ExampleCollate's, pictures unaugmented; index counts the readable examples."""
+        """The same batch as ExampleCollate's, images unaugmented; index counts the readable examples."""
         indices = [index for _, index in pairs]
         return {
             "pixel_values": _without_ones(self.pixels[self.rows[indices]]),
@@ -146,17 +146,17 @@ class CachedExamples:
 
 
 def _distinct(source: ExampleSource) -> tuple[list[tuple[bytes | Path, str]], list[Example], np.ndarray]:
-    """The different pictures with their names, the examples without pictures, and which [examples, P] those had."""
+    """The different images with their names, the examples without images, and which [examples, P] those had."""
     numbers: dict[bytes | Path, int] = {}
     names: list[str] = []
     examples, rows = [], []
     for index in tracked(range(len(source)), len(source), "reading examples"):
         example = source[index]
-        for picture in example.pictures:
-            if numbers.setdefault(picture, len(numbers)) == len(names):
+        for image in example.images:
+            if numbers.setdefault(image, len(numbers)) == len(names):
                 names.append(example.name)
-        rows.append([numbers[picture] for picture in example.pictures])
-        examples.append(replace(example, pictures=()))
+        rows.append([numbers[image] for image in example.images])
+        examples.append(replace(example, images=()))
     return list(zip(numbers, names, strict=True)), examples, np.array(rows)
 
 

@@ -40,7 +40,7 @@ def open_examples(
 ) -> ExampleSource:
     """One source from JSON lists, parts of the generated world (`world:train`) and folders of REFER, as given.
 
-    Patterns are those of `open_sources`. `image_root` is the folder that the pictures of JSON lists and of REFER are
+    Patterns are those of `open_sources`. `image_root` is the folder that the images of JSON lists and of REFER are
     relative to, by default the one that the list lies in; `vg_root` takes its place for vqa records whose `dataset` is
     `vg`. A folder of REFER, such as `data/refcoco+` or for one split `data/refcoco+/testA`, is for phrases (see
     `refcoco_examples`). FileNotFoundError for a missing path; ValueError for a wrong file, with the record.
@@ -82,7 +82,7 @@ def _opened(
 
 @dataclass(frozen=True)
 class _Form:
-    """How a kind's records look: a right one, what is wrong with one, its pictures' paths, the rest of its example."""
+    """How a kind's records look: a right one, what is wrong with one, its images' paths, the rest of its example."""
 
     right: str
     faults: Callable[[dict[str, Any]], Iterator[Fault]]
@@ -107,7 +107,7 @@ def _image(record: dict[str, Any]) -> list[str]:
 
 
 def _flickr_image(record: dict[str, Any]) -> list[str]:
-    """SNLI-VE gives the pictures of Flickr30K without their suffix."""
+    """SNLI-VE gives the images of Flickr30K without their suffix."""
     image = record["image"]
     return [image if Path(image).suffix else f"{image}.jpg"]
 
@@ -158,7 +158,7 @@ def _classification_faults(record: dict[str, Any]) -> Iterator[Fault]:
 def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
     images = record.get("images", record.get("image"))
     if not (isinstance(images, list) and len(images) == 2 and is_texts(images) and all(images)):
-        yield '"images" to be a pair, the paths of two pictures', images
+        yield '"images" to be a pair, the paths of two images', images
     yield from _text_faults(record, "sentence")
     yield from _label_faults(record)
     yield from _key_faults(record, "identifier")

@@ -1,7 +1,7 @@
 """Samples and batches for training; each is a pure function of seed and step, so a run goes on exactly where it was.
 
 A sample is asked for by (epoch, index). B samples, L tokens, H x W pixels; image_id and text_id are 63-bit hashes,
-equal for records of the same picture and for captions that clean to the same words.
+equal for records of the same image and for captions that clean to the same words.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from albef.data.augment import TrainTransform
-from albef.data.broken import Broken, BrokenPicture, listing
-from albef.data.pictures import open_picture
+from albef.data.broken import Broken, BrokenImage, listing
+from albef.data.images import open_image
 from albef.data.processor import Processor, clean_caption
 from albef.data.progress import tracked
 from albef.data.records import THREADS, Record, Source
@@ -54,24 +54,24 @@ def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
 
 
 def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
-    """A record with its decoded picture; BrokenPicture when either cannot be had, or there is no caption."""
+    """A record with its decoded image; BrokenImage when either cannot be had, or there is no caption."""
     record = read_record(source, index)
-    return record, open_picture(record.picture, record.name)
+    return record, open_image(record.image, record.name)
 
 
 def read_record(source: Source, index: int) -> Record:
-    """A record that has a caption; BrokenPicture when it cannot be had."""
+    """A record that has a caption; BrokenImage when it cannot be had."""
     try:
         record = source[index]
     except (ValueError, OSError) as error:
-        raise BrokenPicture(f"record {index}", str(error), "mend it or leave it out") from error
+        raise BrokenImage(f"record {index}", str(error), "mend it or leave it out") from error
     if not record.captions:
-        raise BrokenPicture(record.name, "it has no caption", "add one or leave it out")
+        raise BrokenImage(record.name, "it has no caption", "add one or leave it out")
     return record
 
 
-def read_pictures(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
-    """Records without their picture's bytes, and their pixels uint8 [n, 3, H, W]; unreadable ones are left out, with a
+def read_images(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
+    """Records without their image's bytes, and their pixels uint8 [n, 3, H, W]; unreadable ones are left out, with a
     warning that names them."""
     found = readable_of(lambda index: _resized(source, processor, index), indices)
     empty = torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
@@ -79,16 +79,16 @@ def read_pictures(source: Source, indices: Sequence[int], processor: Processor) 
 
 
 def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, Tensor]:
-    """A record without its picture's bytes, and its pixels uint8 [3, H, W]."""
-    record, image = read_sample(source, index)
-    return dataclasses.replace(record, picture=b""), processor.resize(image)
+    """A record without its image's bytes, and its pixels uint8 [3, H, W]."""
+    record, opened = read_sample(source, index)
+    return dataclasses.replace(record, image=b""), processor.resize(opened)
 
 
 def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Item]:
-    """What `read` returns for the indices; where it raises BrokenPicture they are left out, with a warning."""
+    """What `read` returns for the indices; where it raises BrokenImage they are left out, with a warning."""
     found, broken = [], Broken()
     for item in _attempts(read, indices):
-        if isinstance(item, BrokenPicture):
+        if isinstance(item, BrokenImage):
             broken.append((item.name, item.reason))
         else:
             found.append(item)
@@ -100,7 +100,7 @@ def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Ite
 def read_or_replace(
     read: Callable[[int], Item], index: int, size: int, rng: np.random.Generator
 ) -> tuple[Item, Broken]:
-    """What `read` returns for `index`, or where it raises BrokenPicture, for another of `size` that `rng` draws.
+    """What `read` returns for `index`, or where it raises BrokenImage, for another of `size` that `rng` draws.
 
     RuntimeError after MAX_REPLACEMENTS that could not be read.
     """
@@ -108,16 +108,16 @@ def read_or_replace(
     while len(broken) < MAX_REPLACEMENTS:
         try:
             return read(index), broken
-        except BrokenPicture as error:
+        except BrokenImage as error:
             broken.append((error.name, error.reason))
             index = int(rng.integers(size))
-    raise RuntimeError(f"{MAX_REPLACEMENTS} pictures in a row could not be read, {listing(broken)}; check the data")
+    raise RuntimeError(f"{MAX_REPLACEMENTS} images in a row could not be read, {listing(broken)}; check the data")
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
-    """Augmented pictures with a randomly chosen caption.
+    """Augmented images with a randomly chosen caption.
 
-    A picture that cannot be read is replaced by another one, drawn from the sample's own random numbers, and reported
+    An image that cannot be read is replaced by another one, drawn from the sample's own random numbers, and reported
     under "broken". `transform` defaults to the original's crop and flip at the processor's size.
     """
 
@@ -147,7 +147,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[Record, Tensor]:
         record = read_record(self.source, index)
-        return record, self.transform.read(record.picture, rng, record.name)
+        return record, self.transform.read(record.image, rng, record.name)
 
 
 class StepBatches:
@@ -207,7 +207,7 @@ class Collate:
 
 
 class CachedSet:
-    """A source whose pictures fit into memory: decoded, resized and tokenised once, then handed out in whole batches.
+    """A source whose images fit into memory: decoded, resized and tokenised once, then handed out in whole batches.
 
     pixels      uint8 [N, 3, H, W], bicubic at `image_size` (height, width; default: the processor's), not augmented
     broken      what could not be read at decoding; it is not among the N and never drawn
@@ -227,14 +227,14 @@ class CachedSet:
         image_ids: list[int] = []
         captions: list[list[str]] = []
         for found in read_all(lambda index: _resized(source, processor, index), len(source)):
-            if isinstance(found, BrokenPicture):
+            if isinstance(found, BrokenImage):
                 self.broken.append((found.name, found.reason))
             else:
                 record, self.pixels[len(captions)] = found
                 image_ids.append(stable_id(record.image_id))
                 captions.append(record.captions)
         if not captions:
-            raise ValueError(f"none of {len(source)} pictures could be read, {listing(self.broken)}; check the data")
+            raise ValueError(f"none of {len(source)} images could be read, {listing(self.broken)}; check the data")
         self.pixels = self.pixels[: len(captions)]
         self.image_ids = torch.tensor(image_ids)
         self._keep_captions(captions, processor, max_tokens)
@@ -250,7 +250,7 @@ class CachedSet:
         return len(self.pixels)
 
     def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The same batch as Collate's, pictures unaugmented; index counts the readable pictures, 0..len(self) - 1."""
+        """The same batch as Collate's, images unaugmented; index counts the readable images, 0..len(self) - 1."""
         rows = np.array([index for _, index in pairs])
         draws = caption_draws(self.seed, pairs) % self.caption_counts[rows].astype(np.uint64)
         texts = torch.from_numpy(self.first_captions[rows] + draws.astype(np.int64))
@@ -266,18 +266,18 @@ class CachedSet:
         }
 
 
-def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenPicture]:
-    """What `read` returns for 0 .. count - 1, in order, or the BrokenPicture that it raises; with a bar."""
-    yield from tracked(_attempts(read, range(count)), count, "reading pictures")
+def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenImage]:
+    """What `read` returns for 0 .. count - 1, in order, or the BrokenImage that it raises; with a bar."""
+    yield from tracked(_attempts(read, range(count)), count, "reading images")
 
 
-def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item | BrokenPicture]:
-    """What `read` returns, or the BrokenPicture that it raises, in order; several at a time."""
+def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item | BrokenImage]:
+    """What `read` returns, or the BrokenImage that it raises, in order; several at a time."""
 
-    def attempt(index: int) -> Item | BrokenPicture:
+    def attempt(index: int) -> Item | BrokenImage:
         try:
             return read(index)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             return error
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -1,6 +1,6 @@
-"""Pictures and words to tensors: what a saved model carries besides its weights.
+"""Images and words to tensors: what a saved model carries besides its weights.
 
-Sizes are (height, width) in pixels. B pictures or texts, L tokens, H x W pixels.
+Sizes are (height, width) in pixels. B images or texts, L tokens, H x W pixels.
 """
 
 import json
@@ -16,7 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from albef.data.pictures import PictureSource, open_picture, pixels_of, to_rgb
+from albef.data.images import ImageSource, open_image, pixels_of, to_rgb
 from albef.files import ASSETS, data_path, model_folder
 
 BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
@@ -99,10 +99,10 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @dataclass
 class Processor:
-    """Turns pictures and words into the tensors a model wants; saved with it, so that both always agree.
+    """Turns images and words into the tensors a model wants; saved with it, so that both always agree.
 
     tokenizer    gives `[CLS] pieces` (see `build_tokenizer`)
-    image_size   (height, width) in pixels that every picture is resized to, aspect ratio not kept
+    image_size   (height, width) in pixels that every image is resized to, aspect ratio not kept
     mean, std    of the red, green and blue values in 0..1; the original uses CLIP's
     max_words    words that caption cleaning keeps
     max_tokens   tokens, [CLS] included, that `texts` keeps
@@ -123,15 +123,15 @@ class Processor:
             raise ValueError(f"max_tokens {self.max_tokens} must be at least 1, max_words {self.max_words} at least 0")
         self.image_size = (size[0], size[1])
 
-    def images(self, pictures: Sequence[Image.Image | PictureSource]) -> Tensor:
-        """Pictures (PIL, paths, bytes or streams) to normalised float32 [B, 3, H, W]; BrokenPicture if one is."""
-        if isinstance(pictures, (str, bytes, Path, Image.Image)):
-            raise TypeError(f"images wants a list of pictures, got one {type(pictures).__name__}; write [picture]")
-        pixels = [self.resize(p if isinstance(p, Image.Image) else open_picture(p)) for p in pictures]
+    def images(self, images: Sequence[Image.Image | ImageSource]) -> Tensor:
+        """Images (PIL, paths, bytes or streams) to normalised float32 [B, 3, H, W]; BrokenImage if one is."""
+        if isinstance(images, (str, bytes, Path, Image.Image)):
+            raise TypeError(f"images wants a list of images, got one {type(images).__name__}; write [image]")
+        pixels = [self.resize(p if isinstance(p, Image.Image) else open_image(p)) for p in images]
         return self.normalise(torch.stack(pixels) if pixels else torch.empty(0, 3, *self.image_size, dtype=torch.uint8))
 
     def resize(self, image: Image.Image) -> Tensor:
-        """One PIL picture, bicubic with antialiasing, to uint8 [3, H, W]."""
+        """One PIL image, bicubic with antialiasing, to uint8 [3, H, W]."""
         height, width = self.image_size
         return pixels_of(to_rgb(image).resize((width, height), Image.Resampling.BICUBIC))
 

@@ -1,4 +1,4 @@
-"""What a source of pictures and captions, or of examples, yields, and the small parts that sources are made of."""
+"""What a source of images and captions, or of examples, yields, and the small parts that sources are made of."""
 
 import array
 import bisect
@@ -24,17 +24,17 @@ THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 
 @dataclass(frozen=True)
 class Record:
-    """One picture and what is said about it.
+    """One image and what is said about it.
 
-    name        for messages: where the picture lies
-    picture     path of the file, or its bytes
+    name        for messages: where the image lies
+    image     path of the file, or its bytes
     captions    uncleaned; empty when the sample turned out to have none
-    image_id    equal for records of the same picture or the same thing; those are no negatives of each other
+    image_id    equal for records of the same image or the same thing; those are no negatives of each other
     category    a class the data set gives, if any
     """
 
     name: str
-    picture: bytes | Path
+    image: bytes | Path
     captions: list[str]
     image_id: str
     category: str | None = None
@@ -48,7 +48,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def captions(self, index: int) -> list[str]:
-        """The record's captions alone, without reading its picture."""
+        """The record's captions alone, without reading its image."""
 
 
 Kind = Literal["vqa", "classification", "pairs", "phrases"]
@@ -57,10 +57,10 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 @dataclass(frozen=True)
 class Example:
-    """What a task is to learn or is asked: one or two pictures, a text, and the truth.
+    """What a task is to learn or is asked: one or two images, a text, and the truth.
 
-    name        for messages: where its pictures lie; equal for examples of the same ones
-    pictures    path of the file, or its bytes; two for pairs, left one first
+    name        for messages: where its images lie; equal for examples of the same ones
+    images    path of the file, or its bytes; two for pairs, left one first
     text        question, statement or phrase, uncleaned
     key         the data set's question_id, identifier or ref_id; else a running number
     answers     vqa: what people answered, in order, with repeats; empty if unknown
@@ -68,12 +68,12 @@ class Example:
     label       classification and pairs: the class
     boxes       phrases: the right boxes, of which any counts
     candidates  phrases: the boxes to choose among
-    size        phrases: (height, width) of the picture that the boxes refer to; None: its own
+    size        phrases: (height, width) of the image that the boxes refer to; None: its own
     split       phrases: val, testA, testB or the like
     """
 
     name: str
-    pictures: tuple[bytes | Path, ...]
+    images: tuple[bytes | Path, ...]
     text: str
     key: str | int
     answers: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Example:
 
 
 class ExampleSource(Protocol):
-    """A sequence of examples, whose pictures nobody has looked at yet."""
+    """A sequence of examples, whose images nobody has looked at yet."""
 
     def __len__(self) -> int: ...
 
@@ -178,7 +178,7 @@ class Packed:
 
 
 class PackedExamples:
-    """Examples whose pictures are files, in little room and shared with loader workers."""
+    """Examples whose images are files, in little room and shared with loader workers."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         self.packed = Packed(json.dumps(_values(example), ensure_ascii=False, default=str) for example in examples)
@@ -187,10 +187,10 @@ class PackedExamples:
         return len(self.packed)
 
     def __getitem__(self, index: int) -> Example:
-        name, pictures, text, key, answers, weight, label, boxes, candidates, size, split = json.loads(
+        name, images, text, key, answers, weight, label, boxes, candidates, size, split = json.loads(
             self.packed[checked(index, len(self))]
         )
-        paths, size = tuple(map(Path, pictures)), size and tuple(size)
+        paths, size = tuple(map(Path, images)), size and tuple(size)
         boxes, candidates = tuple(map(tuple, boxes)), tuple(map(tuple, candidates))
         return Example(name, paths, text, key, tuple(answers), weight, label, boxes, candidates, size, split)
 
@@ -234,9 +234,9 @@ def checked(index: int, length: int) -> int:
     return index
 
 
-def warn_left_out(name: str, without_picture: int, without_caption: int) -> None:
-    if without_picture or without_caption:
+def warn_left_out(name: str, without_image: int, without_caption: int) -> None:
+    if without_image or without_caption:
         warnings.warn(
-            f"{name}: left out {without_picture} samples without a picture and {without_caption} without a caption",
+            f"{name}: left out {without_image} samples without an image and {without_caption} without a caption",
             stacklevel=4,
         )

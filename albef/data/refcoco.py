@@ -38,25 +38,25 @@ def refcoco_examples(
     if split is not None and split not in splits:
         raise ValueError(f"{found[0]}: no split {split!r}; there are {', '.join(splits)}")
     chosen = [ref for ref in refs if split in (None, ref.get("split"))]
-    pictures, boxes = _load_instances(folder / INSTANCES)
+    images, boxes = _load_instances(folder / INSTANCES)
     candidates = _load_detections(Path(detections or folder / DETECTIONS), required=detections is not None)
     root = root / "train2014" if (root / "train2014").is_dir() else root
     try:
-        return PackedExamples(_examples(chosen, pictures, boxes, candidates, root))
+        return PackedExamples(_examples(chosen, images, boxes, candidates, root))
     except (LookupError, TypeError) as error:
         raise ValueError(f"{found[0]}: not REFER's references to {INSTANCES} ({error!r}); unpack both again") from error
 
 
 def _examples(
     refs: list[dict[str, Any]],
-    pictures: dict[int, dict[str, Any]],
+    images: dict[int, dict[str, Any]],
     boxes: dict[int, Box],
     candidates: dict[str, tuple[Box, ...]],
     root: Path,
 ) -> Iterator[Example]:
     for ref in refs:
-        picture = pictures[ref["image_id"]]
-        path, size = root / picture["file_name"], (picture["height"], picture["width"])
+        image = images[ref["image_id"]]
+        path, size = root / image["file_name"], (image["height"], image["width"])
         own, others = (boxes[ref["ann_id"]],), candidates.get(str(ref["image_id"]), ())
         for sentence in ref["sentences"]:
             yield Example(
@@ -85,14 +85,14 @@ def _load_refs(file: Path) -> list[dict[str, Any]]:
 
 
 def _load_instances(file: Path) -> tuple[dict[int, dict[str, Any]], dict[int, Box]]:
-    """COCO's pictures by image_id, and the boxes of its things by annotation's id."""
+    """COCO's images by image_id, and the boxes of its things by annotation's id."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        pictures = {picture["id"]: picture for picture in content["images"]}
+        images = {image["id"]: image for image in content["images"]}
         boxes = {thing["id"]: _box(file, thing["bbox"]) for thing in content["annotations"]}
     except (LookupError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not COCO's images and annotations ({error!r}); unpack it again") from error
-    return pictures, boxes
+    return images, boxes
 
 
 def _load_detections(file: Path, required: bool) -> dict[str, tuple[Box, ...]]:

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of pictures and texts, indexed once and read at random."""
+"""WebDataset shards: tar files of images and texts, indexed once and read at random."""
 
 import array
 import gzip
@@ -13,20 +13,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from albef.data.pictures import PICTURE_SUFFIXES
+from albef.data.images import IMAGE_SUFFIXES
 from albef.data.progress import tracked
 from albef.data.records import THREADS, Packed, Record, Shared, checked, decoded, listed, warn_left_out
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 Span = tuple[int, int]  # offset and size of a member in its tar file
-Samples = dict[str, dict[str, Span]]  # key to {"picture" | "json" | "txt": (offset, size)}
+Samples = dict[str, dict[str, Span]]  # key to {"image" | "json" | "txt": (offset, size)}
 ABSENT: Span = (0, -1)  # a member that is not there
 
 
 class TarSource:
     """Shards in img2dataset's layout: KEY.jpg (or .png, .webp, ...) with KEY.txt and/or KEY.json in each tar file.
 
-    The headers are read once; pictures and texts are then read where they lie. Captions are the "caption" of KEY.json,
+    The headers are read once; images and texts are then read where they lie. Captions are the "caption" of KEY.json,
     a string or a list, else the whole of KEY.txt; "category" comes from KEY.json. Compressed shards are unpacked into
     memory, in every worker. The image_id is the key within the shards' folder: the same key in two shards of a folder
     means the same thing, in another folder another one.
@@ -36,31 +36,31 @@ class TarSource:
         self.shards = [_Shard(file) for file in files]
         keys: list[str] = []
         places = array.array("q")
-        without_picture = without_caption = 0
+        without_image = without_caption = 0
         for number, samples in enumerate(_indexed(self.shards)):
             for key, members in samples.items():
-                without_picture += "picture" not in members
-                without_caption += members.keys() == {"picture"}
-                if "picture" in members and len(members) > 1:
+                without_image += "image" not in members
+                without_caption += members.keys() == {"image"}
+                if "image" in members and len(members) > 1:
                     keys.append(key)
                     places.append(number)
-                    for kind in ("picture", "json", "txt"):
+                    for kind in ("image", "json", "txt"):
                         places.extend(members.get(kind, ABSENT))
         name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         if not keys:
-            raise ValueError(f"{name}: no sample has picture and caption; KEY.jpg with KEY.txt or KEY.json makes one")
-        warn_left_out(name, without_picture, without_caption)
+            raise ValueError(f"{name}: no sample has image and caption; KEY.jpg with KEY.txt or KEY.json makes one")
+        warn_left_out(name, without_image, without_caption)
         self.keys = Packed(keys)
-        # shard, then offset and size of picture, JSON, text
+        # shard, then offset and size of image, JSON, text
         self.places = Shared(np.frombuffer(places, dtype=np.int64).reshape(-1, 7))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Record:
-        shard, key, picture, *texts = self._at(index)
+        shard, key, image, *texts = self._at(index)
         captions, category = shard.texts(key, *texts)
-        data = shard.read(picture) or b""
+        data = shard.read(image) or b""
         return Record(f"{shard.file}:{key}", data, captions, str(shard.file.parent / key), category)
 
     def captions(self, index: int) -> list[str]:
@@ -68,10 +68,10 @@ class TarSource:
         return shard.texts(key, *texts)[0]
 
     def _at(self, index: int) -> tuple["_Shard", str, Span, Span, Span]:
-        """Shard and key of a sample, and where its picture, JSON and text lie."""
+        """Shard and key of a sample, and where its image, JSON and text lie."""
         number, *ends = self.places.values[checked(index, len(self))].tolist()
-        picture, facts, text = zip(ends[::2], ends[1::2], strict=True)
-        return self.shards[number], self.keys[index], picture, facts, text
+        image, facts, text = zip(ends[::2], ends[1::2], strict=True)
+        return self.shards[number], self.keys[index], image, facts, text
 
 
 def _indexed(shards: "Sequence[_Shard]") -> Iterator[Samples]:
@@ -97,7 +97,7 @@ class _Shard:
                     key, kind = _split(member.name)
                     if member.isfile() and key:
                         sample = found.setdefault(key, {})
-                        if kind in ("picture", "json", "txt"):
+                        if kind in ("image", "json", "txt"):
                             sample[kind] = (member.offset_data, member.size)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{self.file}: not a whole tar file ({error}); fetch it again or leave it out") from error
@@ -140,10 +140,10 @@ class _Shard:
 
 
 def _split(member: str) -> tuple[str, str]:
-    """`a/0001.jpg` to its key `a/0001` and "picture", "json", "txt" or another suffix; WebDataset's rule of keys."""
+    """`a/0001.jpg` to its key `a/0001` and "image", "json", "txt" or another suffix; WebDataset's rule of keys."""
     folder, slash, base = member.rpartition("/")
     key, _, suffix = base.partition(".")
-    kind = "picture" if f".{suffix.lower()}" in PICTURE_SUFFIXES else suffix.lower()
+    kind = "image" if f".{suffix.lower()}" in IMAGE_SUFFIXES else suffix.lower()
     return (folder + slash + key if key else ""), kind
 
 

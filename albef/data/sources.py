@@ -1,4 +1,4 @@
-"""Where pictures and their captions lie: JSON lists, WebDataset shards, folders; one map-style interface for all.
+"""Where images and their captions lie: JSON lists, WebDataset shards, folders; one map-style interface for all.
 
 A source knows its length and gives a Record at random by number. It keeps little per sample (packed bytes and numpy
 arrays, no Python objects), so that millions of samples stay small; loader workers share them with the process that
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from albef.data.pictures import PICTURE_SUFFIXES
+from albef.data.images import IMAGE_SUFFIXES
 from albef.data.progress import tracked
 from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
 from albef.data.shards import TAR_SUFFIXES, TarSource
@@ -36,7 +36,7 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     Patterns such as `shards/{00000..00012}.tar` and `shards/*.tar` stand for the files they match, and
     `albef:emoji/noto.tar.gz` for a file that comes with the package. `image_root` is the folder that the `image` of
     JSON records is relative to; without it, that of the JSON file. FileNotFoundError with the nearest names for a
-    missing path; ValueError for a wrong or empty file. Samples without picture or caption are left out with a warning
+    missing path; ValueError for a wrong or empty file. Samples without image or caption are left out with a warning
     that counts them.
     """
     if isinstance(paths, str):
@@ -48,14 +48,14 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
         members = list(group)
         sources += [TarSource(members)] if are_tars else [_open(file, image_root) for file in members]
     if not sources:
-        raise ValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of pictures")
+        raise ValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of images")
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
 def captions_of(source: Source, indices: Sequence[int]) -> Iterator[str]:
-    """All captions of the records `indices`, without reading pictures.
+    """All captions of the records `indices`, without reading images.
 
-    Records that cannot be read are passed over: whoever reads their pictures counts and names them.
+    Records that cannot be read are passed over: whoever reads their images counts and names them.
     """
     for index in tracked(indices, len(indices), "reading captions"):
         try:
@@ -107,7 +107,7 @@ def _missing(path: Path) -> NoReturn:
 class JsonSource:
     """The original's annotation lists for pre-training and retrieval (spec 5.1).
 
-    Ids, given as "image_id" or else the path, count within the pictures' folder: other data sets may use the same.
+    Ids, given as "image_id" or else the path, count within the images' folder: other data sets may use the same.
     While the list is read, the file's text is held whole (for a moment as bytes too), its records one at a time.
     """
 
@@ -197,21 +197,21 @@ def _kind(value: Any) -> str:
 
 
 def root_of(file: Path, image: str) -> Path:
-    """The folder of the JSON file, or the working folder when the first picture lies under that one only."""
+    """The folder of the JSON file, or the working folder when the first image lies under that one only."""
     return Path() if Path(image).exists() and not (file.parent / image).exists() else file.parent
 
 
 class FolderSource:
-    """A folder of pictures with a `.txt` of the same name beside each, one caption per line; subfolders included."""
+    """A folder of images with a `.txt` of the same name beside each, one caption per line; subfolders included."""
 
     def __init__(self, folder: Path) -> None:
-        pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-        paired = [path for path in pictures if path.with_suffix(".txt").is_file()]
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paired = [path for path in images if path.with_suffix(".txt").is_file()]
         if not paired:
             shards = len(list(folder.glob("*.tar")))
             hint = f"it has {shards} shards: write {folder}/*.tar" if shards else "put KEY.txt beside KEY.jpg"
-            raise ValueError(f"{folder}: {len(pictures)} pictures, none with a caption file of the same name; {hint}")
-        warn_left_out(str(folder), 0, len(pictures) - len(paired))
+            raise ValueError(f"{folder}: {len(images)} images, none with a caption file of the same name; {hint}")
+        warn_left_out(str(folder), 0, len(images) - len(paired))
         self.folder, self.names = folder, Packed(path.relative_to(folder).as_posix() for path in paired)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A small generated world whose truth is known: coloured shapes, large and small, in the quarters of a picture.
+"""A small generated world whose truth is known: coloured shapes, large and small, in the quarters of an image.
 
 Nothing is stored: scene `index` of a split is a pure function of the two. `world:train` and `world:test` stand for its
 sources wherever a path may stand; `world:train/2000` for the first 2,000 scenes.
@@ -37,7 +37,7 @@ SEEDS = {"train": 1, "validation": 2, "test": 3}
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape; `box` is (x, y, width, height) in pixels of the picture."""
+    """One shape; `box` is (x, y, width, height) in pixels of the image."""
 
     shape: str
     colour: str
@@ -57,7 +57,7 @@ class Scene:
     ground: int
     seed: tuple[int, ...]
 
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         """RGB, SIDE x SIDE pixels."""
         side = SIDE * SCALE
         canvas = Image.new("RGB", (side, side), (self.ground,) * 3)
@@ -145,9 +145,9 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def png(scene: Scene) -> bytes:
-    """The picture as the bytes of a file."""
+    """The image as the bytes of a file."""
     file = io.BytesIO()
-    scene.picture().save(file, "PNG", compress_level=1)
+    scene.image().save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

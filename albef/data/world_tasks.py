@@ -36,7 +36,7 @@ Random = np.random.Generator
 Things = tuple[Thing, ...]
 Item = TypeVar("Item")
 LABELS = ("contradiction", "neutral", "entailment")
-HIDDEN = ("heavy", "new", "old", "soft", "hard", "warm", "cold", "wooden", "metal")  # what no picture shows
+HIDDEN = ("heavy", "new", "old", "soft", "hard", "warm", "cold", "wooden", "metal")  # what no image shows
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 VALUES: dict[str, Sequence[str]] = {
@@ -66,16 +66,16 @@ class WorldExamples:
 
 
 def _vqa(split: str, number: int, place: int) -> Example:
-    found, picture, name = _shown(split, number)
+    found, image, name = _shown(split, number)
     question, answer = _questions(found.things, np.random.default_rng((SEEDS[split], number, 2)))[place]
-    return Example(name, (picture,), question, f"{split}-{number * 3 + place}", answers=(answer,))
+    return Example(name, (image,), question, f"{split}-{number * 3 + place}", answers=(answer,))
 
 
 def _classification(split: str, number: int, place: int) -> Example:
-    found, picture, name = _shown(split, number)
+    found, image, name = _shown(split, number)
     random = np.random.default_rng((SEEDS[split], number, 3, place))
     statement = _statement(found.things, LABELS[place], random)
-    return Example(name, (picture,), statement, f"{split}-{number * 3 + place}", label=LABELS[place])
+    return Example(name, (image,), statement, f"{split}-{number * 3 + place}", label=LABELS[place])
 
 
 def _pairs(split: str, number: int, place: int) -> Example:
@@ -86,13 +86,13 @@ def _pairs(split: str, number: int, place: int) -> Example:
     truth = bool(random.permutation([True, True, False, False])[member])
     random = np.random.default_rng((*seed, member, 2))
     states = _one(random, cases[truth])
-    pictures = tuple(png(make(state, (*seed, member, side))) for side, state in enumerate(states))
+    images = tuple(png(make(state, (*seed, member, side))) for side, state in enumerate(states))
     name = f"{PREFIX}{split}, pair {number}"
-    return Example(name, pictures, text, f"{split}-{group}-{member}-0", label=str(truth))
+    return Example(name, images, text, f"{split}-{group}-{member}-0", label=str(truth))
 
 
 def _phrases(split: str, number: int, place: int) -> Example:
-    found, picture, name = _shown(split, number)
+    found, image, name = _shown(split, number)
     random = np.random.default_rng((SEEDS[split], number, 5))
     boxes = [*(thing.box for thing in found.things), _anywhere(random), _anywhere(random)]
     candidates = tuple(boxes[row] for row in random.permutation(len(boxes)))
@@ -100,7 +100,7 @@ def _phrases(split: str, number: int, place: int) -> Example:
     things = [found.things[order[turn % len(order)]] for turn in range(2)]
     phrase = [_phrase(thing, found.things, random) for thing in things][place]
     return Example(
-        name, (picture,), phrase, f"{split}-{number * 2 + place}",
+        name, (image,), phrase, f"{split}-{number * 2 + place}",
         boxes=(things[place].box,), candidates=candidates, size=(SIDE, SIDE), split=split,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ _MAKERS: dict[Kind, Callable[[str, int, int], Example]] = {
 
 @functools.lru_cache(maxsize=16)  # examples of a scene are mostly asked for one after the other
 def _shown(split: str, number: int) -> tuple[Scene, bytes, str]:
-    """A scene, its picture and their name."""
+    """A scene, its image and their name."""
     found = scene(split, number)
     return found, png(found), f"{PREFIX}{split}/{number}"
 
@@ -230,7 +230,7 @@ def _things(number: int) -> str:
     return "is one thing" if number == 1 else f"are {NUMBERS[number]} things"
 
 
-# Who shows something, left and right, where it is true, and where it is false by one picture.
+# Who shows something, left and right, where it is true, and where it is false by one image.
 _SHOWN: dict[str, dict[bool, tuple[tuple[int, int], ...]]] = {
     "both pictures show": {True: ((1, 1),), False: ((1, 0), (0, 1))},
     "only the left picture shows": {True: ((1, 0),), False: ((1, 1), (0, 1))},
@@ -244,7 +244,7 @@ Comparison = tuple[str, dict[bool, Sequence[tuple[int, int]]], Callable[[int, Se
 
 
 def _comparison(random: Random) -> Comparison:
-    """A statement about two pictures; the states of left and right that make it true or false; a scene in a state."""
+    """A statement about two images; the states of left and right that make it true or false; a scene in a state."""
     return _one(random, (_showing, _showing, _total, _more, _colour_in_both))(random)
 
 

@@ -40,7 +40,7 @@ QUERIES = (
     "dog face",
     "person running",
 )
-# picture and text; the last pair is wrong on purpose
+# image and text; the last pair is wrong on purpose
 MAPPED = (
     ("beach with umbrella", "beach with umbrella"),
     ("smiling face with sunglasses", "smiling face with sunglasses"),
@@ -122,11 +122,11 @@ def search(queries: list[str], top: int, out: Path) -> None:
     for query in found:
         _print_query(query)
     lead = (
-        f"{len(style.names):,} pictures in a drawing style that the model never saw. Below each: its cosine (ITC), the "
+        f"{len(style.names):,} images in a drawing style that the model never saw. Below each: its cosine (ITC), the "
         f"probability that it matches (ITM, for the first {style.candidates} by ITC), and the place it came from."
     )
     page = _write(out / "search.html", report.render_search(found, lead))
-    console.print(f"pictures: {page}", soft_wrap=True)
+    console.print(f"images: {page}", soft_wrap=True)
 
 
 def _tell(style: Unseen, out: Path, recipe: Recipe, made: report.Report, top: int) -> None:
@@ -155,7 +155,7 @@ def _explain(style: Unseen, folder: Path, recipe: Recipe, evaluation: dict[str, 
         lead=f"A tiny ALBEF was pre-trained from scratch for {recipe.max_seconds / 60:.3g} minutes on three drawing "
         "styles of the emoji. It and the small model that comes with albef then search a fourth style that neither "
         "has seen.",
-        pictures=len(style.names),
+        images=len(style.names),
         candidates=style.candidates,
         charts=_charts(folder, recipe, len(style.names)),
         figures=recall_rows(len(style.names), {"this run": evaluation, "shipped model": shipped}),
@@ -168,7 +168,7 @@ def _explain(style: Unseen, folder: Path, recipe: Recipe, evaluation: dict[str, 
 
 
 def _print_figures(figures: dict[str, dict[str, float]]) -> None:
-    console.print("\nfound in the unseen style, %: pictures for a text, then texts for a picture")
+    console.print("\nfound in the unseen style, %: images for a text, then texts for an image")
     table = Table("", box=None, header_style="dim")
     keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
     for key in keys:
@@ -202,7 +202,7 @@ def _ask(style: Unseen, top: int) -> list[report.Query]:
     return typed
 
 
-def _charts(folder: Path, recipe: Recipe, pictures: int) -> list[Chart]:
+def _charts(folder: Path, recipe: Recipe, images: int) -> list[Chart]:
     """Losses over steps and recall over seconds, from the run's log; dashed is guessing."""
     rows = log_rows(folder)
     vocabulary = AlbefModel.from_pretrained(folder / "model").config.vocab_size
@@ -210,18 +210,18 @@ def _charts(folder: Path, recipe: Recipe, pictures: int) -> list[Chart]:
     alone = [row["step"] for row in rows if "itc" in row and "itm" not in row]
     mark = (max(alone), f"ITM, MLM join: step {max(alone)}") if alone else None
     recall = figure_chart(
-        "Unseen style, text → picture by ITC, %",
+        "Unseen style, text → image by ITC, %",
         rows,
         {"R@1": ("itc", "img_r1"), "R@10": ("itc", "img_r10")},
-        ("chance R@10", 1000 / pictures),
+        ("chance R@10", 1000 / images),
     )
     return [*(loss_chart(rows, name, costs[name], mark) for name in ("itc", "itm", "mlm")), recall]
 
 
 def _misses(style: Unseen, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[report.Miss], int]:
-    """Eight of the names whose picture isn't among the first found after re-ranking, by chance, and how many there are.
+    """Eight of the names whose image isn't among the first found after re-ranking, by chance, and how many there are.
 
-    `itc`, `itm`: scores text->picture [T, I]; text and picture of one number belong together.
+    `itc`, `itm`: scores text->image [T, I]; text and image of one number belong together.
     """
     right = torch.arange(len(itm))[:, None]
     found = (itm.topk(min(FOUND_WITHIN, itm.shape[1])).indices == right).any(1)
@@ -229,8 +229,7 @@ def _misses(style: Unseen, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[re
     missed = (~found).nonzero().squeeze(1).tolist()
     shown = random.Random(seed).sample(missed, min(8, len(missed)))
     misses = [
-        report.Miss(style.picture(i), style.names[i], int(places[i]), style.find(style.names[i], 3).by_itm)
-        for i in shown
+        report.Miss(style.image(i), style.names[i], int(places[i]), style.find(style.names[i], 3).by_itm) for i in shown
     ]
     return misses, len(missed)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from albef import api, report
 from albef.data import world
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
-from albef.data.pictures import open_picture
+from albef.data.images import open_image
 from albef.data.progress import with_bar
 from albef.demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
 from albef.demo.style import Unseen, recall_rows
@@ -43,14 +43,14 @@ def retrieval_page(runs: Runs) -> report.TaskPage:
         name = unseen.names[index]
         place = int((itm[index] > itm[index, index]).sum()) + 1
         listed = itm[index, index] > ranking.NOT_A_CANDIDATE
-        return Found((unseen.picture(index), name), unseen.find(name, 5), place if listed else None)
+        return Found((unseen.image(index), name), unseen.find(name, 5), place if listed else None)
 
     rows, guess = log_rows(folder), 100 / count
     chart = figure_chart(
-        "Text → picture R@1, %", rows, {"ITC": ("itc", "img_r1"), "ITM": ("itm", "img_r1")}, ("guessing", guess)
+        "Text → image R@1, %", rows, {"ITC": ("itc", "img_r1"), "ITM": ("itm", "img_r1")}, ("guessing", guess)
     )
     return _page(
-        "retrieval", runs, f"R@1 {figures['itm']['img_r1']:.1f} % of {count} pictures (guessing {guess:.1f} %)",
+        "retrieval", runs, f"R@1 {figures['itm']['img_r1']:.1f} % of {count} images (guessing {guess:.1f} %)",
         [chart, *_losses(runs)], recall_rows(count, {"this run": figures}), _draw(count, found),
     )  # fmt: skip
 
@@ -65,10 +65,10 @@ def vqa_page(runs: Runs) -> report.TaskPage:
 
     def answered(index: int) -> Judged:
         example = source[index]
-        ranked = [(found.text, found.probability) for found in one.answer(example.pictures[0], example.text, 3)]
-        written = one.answer(example.pictures[0], example.text, 1, free=True)[0].text
+        ranked = [(found.text, found.probability) for found in one.answer(example.images[0], example.text, 3)]
+        written = one.answer(example.images[0], example.text, 1, free=True)[0].text
         (truth,) = example.answers
-        return Judged(_pictures(example), example.text, ranked, truth, ranked[0][0] == truth, written)
+        return Judged(_images(example), example.text, ranked, truth, ranked[0][0] == truth, written)
 
     chart = figure_chart(
         "Accuracy, %", log_rows(folder), {"ranked": ("ranked",), "written": ("generated",)}, ("commonest", guess)
@@ -91,7 +91,7 @@ def entailment_page(runs: Runs) -> report.TaskPage:
     return _page(
         "entailment", runs, f"accuracy {figures['accuracy']:.1f} % (guessing {guess:.1f} %)", [chart, *_losses(runs)],
         {"guessing": {"accuracy": guess}, "this run": {"accuracy": figures["accuracy"]}},
-        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.entails(e.pictures[0], e.text))),
+        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.entails(e.images[0], e.text))),
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
         "nlvr2", runs,
         f"accuracy {after['accuracy']:.1f} %, consistency {after['consistency']:.1f} % (guessing 50 and 6.3 %)",
         [chart, *_losses(runs)], kept,
-        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.compare(*e.pictures, e.text))),
+        _draw(len(source), lambda index: _verdict(source[index], lambda e: one.compare(*e.images, e.text))),
         _assignment_note(runs, other),
     )  # fmt: skip
 
@@ -161,11 +161,11 @@ def _blind(source: ExampleSource) -> dict[str, float]:
 
 
 def _pointed(one: Any, example: Example) -> Pointed:
-    seen = {mode.upper(): one.ground(example.pictures[0], example.text, mode) for mode in ("itm", "itc")}
+    seen = {mode.upper(): one.ground(example.images[0], example.text, mode) for mode in ("itm", "itc")}
     itm, (truth,) = seen["ITM"], example.boxes
     spots = [_spot(way, region) for way, region in seen.items()]
     right = itm.points and boxes.contains(truth, itm.point)
-    return Pointed(_pictures(example)[0], example.text, truth, spots, list(itm.words.items()), right)
+    return Pointed(_images(example)[0], example.text, truth, spots, list(itm.words.items()), right)
 
 
 def _spot(way: str, region: api.Region) -> Spot:
@@ -177,7 +177,7 @@ def _spot(way: str, region: api.Region) -> Spot:
 def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> Judged:
     verdict, truth = judge(example), str(example.label)
     shares = list(verdict.probabilities.items())
-    return Judged(_pictures(example), example.text, shares, truth, verdict.label == truth)
+    return Judged(_images(example), example.text, shares, truth, verdict.label == truth)
 
 
 def _judging(measure: Any, one: Any, source: ExampleSource) -> dict[str, Any]:
@@ -188,11 +188,11 @@ def _opened(folder: Path, kind: Kind) -> tuple[Any, ExampleSource]:
     return api.load(folder / "model"), open_examples(kind, TEST)
 
 
-def _pictures(example: Example) -> list[Named]:
-    """Each picture with what can be said of it."""
-    opened = [open_picture(picture) for picture in example.pictures]
+def _images(example: Example) -> list[Named]:
+    """Each image with what can be said of it."""
+    opened = [open_image(image) for image in example.images]
     if len(opened) == 2:
-        return list(zip(opened, ("the left picture", "the right picture"), strict=True))
+        return list(zip(opened, ("the left image", "the right image"), strict=True))
     split, number = example.name.removeprefix(world.PREFIX).split("/")
     return [(opened[0], world.scene(split, int(number)).captions()[0])]
 

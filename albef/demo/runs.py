@@ -25,7 +25,7 @@ def learn(recipe: Recipe, folder: Path) -> dict[str, Any]:
             f"{folder} holds this run already ({state['step']} steps); delete it to train anew", soft_wrap=True
         )
         return state["evaluation"]
-    console.print("reading and decoding the pictures, then training")
+    console.print("reading and decoding the images, then training")
     with distributed.session() as device:
         return engine.train(make_task(recipe, folder), recipe, folder, device)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from albef import report
-from albef.data.loader import read_pictures
-from albef.data.pictures import open_picture
+from albef.data.images import open_image
+from albef.data.loader import read_images
 from albef.data.processor import Processor, clean_caption
 from albef.data.sources import open_sources
 from albef.engine import checkpoint
@@ -25,7 +25,7 @@ _LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
 
 @torch.no_grad()
 def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
-    """The run's momentum teacher chooses, for training pictures drawn by chance, among all training captions."""
+    """The run's momentum teacher chooses, for training images drawn by chance, among all training captions."""
     teacher, processor, temp = _load_teacher(folder)
     source = open_sources(recipe.data.train)
     captions: dict[str, list[str]] = {}
@@ -36,14 +36,14 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
     _, z_text = ranking.encode_texts(teacher, processor, texts)
     draw = random.Random(recipe.seed)
     indices = draw.sample(range(len(source)), min(SAMPLE, len(source)))
-    records, pixels = read_pictures(source, indices, processor)
+    records, pixels = read_images(source, indices, processor)
     _, z_image = ranking.encode_images(teacher, map(processor.normalise, pixels.split(64)))
     shares, choices = (z_image @ z_text.T / temp).softmax(-1).topk(min(4, len(texts)))
     lessons = []
     for index, record, share, choice in zip(indices, records, shares.tolist(), choices.tolist(), strict=True):
         label, own = clean_caption(draw.choice(record.captions)), list(dict.fromkeys(captions[record.image_id]))
         guesses = [(texts[i], p, _kind(texts[i], label, own)) for i, p in zip(choice, share, strict=True)]
-        lessons.append((record.category, report.Lesson(open_picture(source[index].picture), label, own, guesses)))
+        lessons.append((record.category, report.Lesson(open_image(source[index].image), label, own, guesses)))
     return _examples(lessons)
 
 
@@ -60,7 +60,7 @@ def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
 
 
 def _kind(text: str, label: str, own: list[str]) -> report.Kind:
-    """What `text` is for a picture with the captions `own`, of which `label` was drawn."""
+    """What `text` is for an image with the captions `own`, of which `label` was drawn."""
     if text == label:
         return "label"
     if text in own:

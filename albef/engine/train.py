@@ -192,11 +192,11 @@ class _Run:
         return means
 
     def _name_broken(self, figures: dict[str, Any]) -> None:
-        """Names the pictures that turned out unreadable since the last line, in the log and on the screen."""
+        """Names the images that turned out unreadable since the last line, in the log and on the screen."""
         new = [f"{name} ({reason})" for name, reason in list(self.broken.reasons.items())[self.named :]]
         self.named += len(new)
         if new:
-            figures["broken_pictures"] = new
+            figures["broken_images"] = new
             self.log.say(f"left out, because unreadable: {', '.join(new)}")
 
     def _evaluate(self) -> None:

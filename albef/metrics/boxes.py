@@ -50,7 +50,7 @@ def accuracy_by_split(ious: Sequence[float], splits: Sequence[str]) -> dict[str,
 
 
 def upsample(heat_map: ArrayLike, height: int, width: int) -> np.ndarray:
-    """A map [h, w], or tensor on any device, in the size of its picture [height, width], bicubic as in the original."""
+    """A map [h, w], or tensor on any device, in the size of its image [height, width], bicubic as in the original."""
     import torch
 
     small = torch.as_tensor(heat_map).detach().float().cpu()
@@ -61,7 +61,7 @@ def upsample(heat_map: ArrayLike, height: int, width: int) -> np.ndarray:
 def box_score(heat_map: ArrayLike, box: Box, area_exponent: float = 0.5) -> float:
     """Sum of a map [height, width] in the box, over area**area_exponent; 0 for an empty box.
 
-    What lies outside the picture adds to the area and nothing to the sum. ValueError for negative sides.
+    What lies outside the image adds to the area and nothing to the sum. ValueError for negative sides.
     """
     x, y, width, height = checked(box)
     inside = np.asarray(heat_map)[_pixels(y, height), _pixels(x, width)]
@@ -88,10 +88,10 @@ def peak(heat_map: ArrayLike) -> tuple[int, int]:
 
 
 def point(grid: ArrayLike, height: int, width: int) -> tuple[float, float]:
-    """x and y in a picture [height, width] of the middle of the patch where `grid` [rows, columns] is highest.
+    """x and y in an image [height, width] of the middle of the patch where `grid` [rows, columns] is highest.
 
     Not the peak of the enlarged map: bicubic interpolation overshoots in the outermost patches, and moves the peak of
-    one of them to the picture's edge.
+    one of them to the image's edge.
     """
     rows, columns = np.shape(grid)
     column, row = peak(grid)
@@ -148,7 +148,7 @@ def _spot(bright: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def _pixels(start: float, length: float) -> slice:
-    # without max a box left of or above the picture would count from the far side, as it does in the original
+    # without max a box left of or above the image would count from the far side, as it does in the original
     return slice(max(0, int(start)), max(0, int(start + length)))
 
 

@@ -20,7 +20,7 @@ def nlvr2_accuracy(predictions: Labels, truths: Labels) -> float:
 
 
 def nlvr2_consistency(predictions: Labels, truths: Labels) -> float:
-    """Fraction of the sentences for which every pair of pictures is right.
+    """Fraction of the sentences for which every pair of images is right.
 
     Identifiers are `split-set-pair-sentence`: examples that differ in the pair alone share their sentence. ValueError
     for other identifiers, and where `nlvr2_accuracy` raises it.

@@ -1,4 +1,4 @@
-"""ALBEF's network: encode the picture, encode the text, fuse."""
+"""ALBEF's network: encode the image, encode the text, fuse."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class AlbefModel(Backbone):
         keys_values: Seen | Sequence[Seen],
         **options,
     ) -> Tensor:
-        """Text states read the picture, `fusion_encoder.keys_values` or `seen_once` -> fused states [B, L, text_width].
+        """Text states read the image, `fusion_encoder.keys_values` or `seen_once` -> fused states [B, L, text_width].
 
         `options` are those of the fusion encoder's forward pass.
         """
         return self.fusion_encoder(text_states, attention_mask, keys_values, **options)
 
     def match(self, fused_states: Tensor) -> Tensor:
-        """Fused states -> logits [B, 2]; class 1 says that text and picture belong together."""
+        """Fused states -> logits [B, 2]; class 1 says that text and image belong together."""
         return self.itm_head(fused_states[:, 0])
 
     def fill_in(self, fused_states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The model that answers questions about a picture: fuse the question, decode the answer (paper §4.1, VQA)."""
+"""The model that answers questions about an image: fuse the question, decode the answer (paper §4.1, VQA)."""
 
 # B questions, A answers, Lq words of a question, L of an answer, D text_width
 
@@ -12,7 +12,7 @@ from albef.models.config import AlbefConfig
 
 
 class AlbefForAnswering(Backbone):
-    """Encoders, fusion encoder, and a decoder that sees only the fused question, never the picture itself."""
+    """Encoders, fusion encoder, and a decoder that sees only the fused question, never the image itself."""
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)

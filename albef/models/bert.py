@@ -1,7 +1,7 @@
 """One BERT, cut in two: the text encoder is its lower half, the fusion encoder its upper half (paper §3.1).
 
-Both are stacks of one layer class, and so are the encoder of two pictures and the decoder of answers. A fusion layer
-also reads the picture (the decoder's: the question), through keys and values that were computed once for all the texts
+Both are stacks of one layer class, and so are the encoder of two images and the decoder of answers. A fusion layer
+also reads the image (the decoder's: the question), through keys and values that were computed once for all the texts
 it is compared with.
 """
 
@@ -157,7 +157,7 @@ class BertLayer(nn.Module):
         return self.read_seen(x, Padded() if cls_only else words, seen, record, seen_mask)
 
     def read_words(self, x: Tensor, words: Layout, cls_only: bool = False, past: list[Tensor] | None = None) -> Tensor:
-        """The layer's first half, self-attention: the same for every picture."""
+        """The layer's first half, self-attention: the same for every image."""
         dropout, mask = self.dropout if self.training else 0.0, words.mask
         if cls_only:
             weight, bias, width = self.qkv.weight, self.qkv.bias, x.shape[-1]
@@ -186,7 +186,7 @@ class BertLayer(nn.Module):
         if seen:
             q = self.cross_query(x)
             if shared := len(seen) == 1 and seen[0].rows == 1 and record is None:
-                rows = q.reshape(1, -1, q.shape[-1])  # all texts ask one picture: one long row, without padding
+                rows = q.reshape(1, -1, q.shape[-1])  # all texts ask one image: one long row, without padding
             else:
                 rows = words.spread(q)
             sizes = [part.rows for part in seen[1:]]
@@ -236,7 +236,7 @@ class TextEncoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """Words with the picture: text states [B, L, D] and the picture's keys and values -> states [B, L, D]."""
+    """Words with the image: text states [B, L, D] and the image's keys and values -> states [B, L, D]."""
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
@@ -246,11 +246,11 @@ class FusionEncoder(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config, fusion=True) for _ in range(config.fusion_layers))
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
-        """Of the picture, [B, S, Dv], once for all texts."""
+        """Of the image, [B, S, Dv], once for all texts."""
         return KeysValues.of(image_tokens, self.image_keys_values, len(self.layers))
 
     def seen_once(self, image_tokens: Tensor, words: int) -> Seen:
-        """The picture [B, S, Dv] for a single text of so many words, in evaluation mode: without keys and values where
+        """The image [B, S, Dv] for a single text of so many words, in evaluation mode: without keys and values where
         that is quicker, up to about 45 words at 577 image tokens, 25 at 65."""
         tokens, width = image_tokens.shape[1:]
         even = tokens * width / (width + (self.heads - 1) * tokens)  # words for which both need as many operations
@@ -259,7 +259,7 @@ class FusionEncoder(nn.Module):
         return Tokens(image_tokens, self.image_keys_values, len(self.layers))
 
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:
-        """What no picture changes, the first layer's self-attention: once for a text, whatever it is compared with."""
+        """What no image changes, the first layer's self-attention: once for a text, whatever it is compared with."""
         layer: Any = self.layers[0]
         return _run(layer.read_words, self.gradient_checkpointing, text_states, words)
 
@@ -275,7 +275,7 @@ class FusionEncoder(nn.Module):
         layers: slice = slice(None),
     ) -> Tensor:
         """`keys_values` has a row per text, or a single row that all texts share. Of several, each but the first has a
-        row per text for the last texts, and the texts before them ask the first's pictures in turns.
+        row per text for the last texts, and the texts before them ask the first's images in turns.
 
         `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
         receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
@@ -297,9 +297,9 @@ class FusionEncoder(nn.Module):
 
 
 class PairEncoder(nn.Module):
-    """Words with two pictures: every fusion layer stands twice, the first reads one picture, the second the other.
+    """Words with two images: every fusion layer stands twice, the first reads one image, the second the other.
 
-    Both read through the same keys and values (paper §4.1, NLVR2; spec §3.4), so those of a picture are computed once,
+    Both read through the same keys and values (paper §4.1, NLVR2; spec §3.4), so those of an image are computed once,
     wherever it stands.
     """
 
@@ -317,11 +317,11 @@ class PairEncoder(nn.Module):
     def forward(
         self, text_states: Tensor, attention_mask: Tensor | Layout, first: KeysValues, second: KeysValues
     ) -> Tensor:
-        """Keys and values of the first and of the second picture -> state of the text's first token, [B, 1, D]."""
+        """Keys and values of the first and of the second image -> state of the text's first token, [B, 1, D]."""
         words, x = as_layout(attention_mask), text_states
         for index, layer in enumerate(self.layers):
-            picture, last = (first, second)[index % 2], layer is self.layers[-1]
-            parts = [picture.of_layer(index // 2, self.heads)]
+            image, last = (first, second)[index % 2], layer is self.layers[-1]
+            parts = [image.of_layer(index // 2, self.heads)]
             x = _run(layer, self.gradient_checkpointing, x, words, parts, None, last)
         return x
 
@@ -382,7 +382,7 @@ class MlmHead(nn.Module):
 
 
 def _ask(seen: Keyed | Unkeyed, q: Tensor, mask: Tensor | None, dropout: float, record: list[Tensor] | None) -> Tensor:
-    """Rows q [turns * I, L, D] ask I pictures, in turns: a picture's keys and values are never copied."""
+    """Rows q [turns * I, L, D] ask I images, in turns: an image's keys and values are never copied."""
     turns, length = len(q) // seen.rows, q.shape[1]
     if turns == 1:
         return seen.answer(q, mask, dropout, record)

@@ -1,4 +1,4 @@
-"""Models that choose among classes: for one picture and a text (visual entailment), and for two pictures (NLVR2)."""
+"""Models that choose among classes: for one image and a text (visual entailment), and for two images (NLVR2)."""
 
 # B examples, L words, S image tokens, D text_width, C classes
 
@@ -17,7 +17,7 @@ from albef.models.layout import Layout
 
 
 class AlbefForClassification(Backbone):
-    """A text about a picture belongs to one of `labels` (paper §4.1, visual entailment)."""
+    """A text about an image belongs to one of `labels` (paper §4.1, visual entailment)."""
 
     def __init__(self, config: AlbefConfig, labels: Sequence[str] = ("contradiction", "neutral", "entailment")) -> None:
         super().__init__(config)
@@ -37,7 +37,7 @@ class AlbefForClassification(Backbone):
 
 
 class AlbefForPairs(Backbone):
-    """A text about two pictures belongs to one of `labels` (paper §4.1, NLVR2)."""
+    """A text about two images belongs to one of `labels` (paper §4.1, NLVR2)."""
 
     def __init__(self, config: AlbefConfig, labels: Sequence[str] = ("False", "True")) -> None:
         super().__init__(config)
@@ -50,7 +50,7 @@ class AlbefForPairs(Backbone):
         return {"labels": list(self.labels)}
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pixels of both pictures [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
+        """Pixels of both images [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
         tokens = self.encode_image(pixel_values.flatten(0, 1))
         keys_values = self.pair_encoder.keys_values(tokens)
         text = self.encode_text(input_ids, attention_mask)
@@ -58,9 +58,9 @@ class AlbefForPairs(Backbone):
 
 
 class AlbefForTextAssignment(Backbone):
-    """The pre-training of `AlbefForPairs`: which of two pictures does the text describe, or neither? (paper §4.1)
+    """The pre-training of `AlbefForPairs`: which of two images does the text describe, or neither? (paper §4.1)
 
-    `vision_proj` is pre-training's and isn't learnt: it says which other pictures are likely to be confused.
+    `vision_proj` is pre-training's and isn't learnt: it says which other images are likely to be confused.
     """
 
     def __init__(self, config: AlbefConfig) -> None:
@@ -71,14 +71,14 @@ class AlbefForTextAssignment(Backbone):
         initialise(self)
 
     def similarities(self, image_tokens: Tensor) -> Tensor:
-        """Cosines of every picture with every other: [B, S, Dv] -> [B, B]."""
+        """Cosines of every image with every other: [B, S, Dv] -> [B, B]."""
         z_image = F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
         return z_image @ z_image.T
 
     def assign(
         self, text_states: Tensor, attention_mask: Tensor | Layout, first: KeysValues, second: KeysValues
     ) -> Tensor:
-        """Text states [B, L, D], or packed, keys and values of two pictures -> logits [B, 3]: first, second, none."""
+        """Text states [B, L, D], or packed, keys and values of two images -> logits [B, 3]: first, second, none."""
         return self.ta_head(self.pair_encoder(text_states, attention_mask, first, second)[:, 0])
 
 

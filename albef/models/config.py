@@ -49,7 +49,7 @@ class AlbefConfig:
                 raise ValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
 
     def at_size(self, image_size: int | tuple[int, int]) -> AlbefConfig:
-        """The same network for pictures of `image_size` pixels (height and width, or one number for a square)."""
+        """The same network for images of `image_size` pixels (height and width, or one number for a square)."""
         return replace(self, image_size=(image_size, image_size) if isinstance(image_size, int) else image_size)
 
     @property
@@ -59,7 +59,7 @@ class AlbefConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one picture: the patches and the class token in front of them."""
+        """Tokens of one image: the patches and the class token in front of them."""
         return self.grid[0] * self.grid[1] + 1
 
     def to_dict(self) -> dict[str, Any]:

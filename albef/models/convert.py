@@ -293,7 +293,7 @@ def _description(read: Checkpoint, source: str | Path) -> list[str]:
     counts += [f"queues of {len(read.queue['image_queue'])} features"] if read.queue else []
     return [
         f"{source}: {read.architecture.__name__}{headless}, {parameters:,} parameters",
-        f"{config.vision_layers} image, {config.text_layers} text and {config.fusion_layers} fusion layers, pictures "
+        f"{config.vision_layers} image, {config.text_layers} text and {config.fusion_layers} fusion layers, images "
         f"of {config.image_size[0]} x {config.image_size[1]} pixels, {config.vocab_size} words",
         *([f"labels: {', '.join(read.labels)}"] if read.labels else []),
         f"copied: {', '.join(counts)}",

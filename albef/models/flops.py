@@ -22,7 +22,7 @@ class Savings:
     negatives: bool = True
     """So are negative texts, though only the draw decides which they are."""
     keys_values: bool = True
-    """A picture's keys and values are made once for all texts that read it."""
+    """An image's keys and values are made once for all texts that read it."""
     vocabulary: bool = True
     """Vocabulary logits at masked words only."""
     matching: bool = True
@@ -30,7 +30,7 @@ class Savings:
     masked: bool = True
     """The last fusion layer at masked words only, where they are filled in."""
     first_attention: bool = True
-    """The first self-attention of the fusion encoder once per text: it has not seen the picture yet."""
+    """The first self-attention of the fusion encoder once per text: it has not seen the image yet."""
     teacher_text: bool = True
     """The last layer of the teacher's clean text at `[CLS]` only: nothing but its embedding is read."""
 
@@ -98,7 +98,7 @@ def ranking_flops(
     """Floating-point operations of one ranked pair, image tokens and text states being there.
 
     `words` as for pre-training; `padded` is the length that texts are padded to, by default the longest's. What is done
-    once is shared among the texts that a picture is ranked with, or the pictures that a text is. Ours is the floor.
+    once is shared among the texts that an image is ranked with, or the images that a text is. Ours is the floor.
     """
     lengths = [words] if isinstance(words, int) else list(words)
     reads = lengths if savings.padding else [padded or max(lengths)] * len(lengths)
@@ -128,7 +128,7 @@ def _text_flops(config: AlbefConfig, words: int, last: int | None = None) -> flo
 
 
 def _fusion_flops(config: AlbefConfig, words: int, last: float | None) -> tuple[float, float]:
-    """The first self-attention and all that follows, without keys and values of the picture; `last` as above."""
+    """The first self-attention and all that follows, without keys and values of the image; `last` as above."""
     width, outputs = config.text_width, _outputs(config.fusion_layers, words, last)
     own = [_attention_flops(width, out, words) for out in outputs]
     rest = sum(

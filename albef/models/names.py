@@ -1,7 +1,7 @@
 """Official names and ours: one strict table for every published model, read in both directions (spec §6.3).
 
 A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the keys and
-values by which all fusion layers read the picture (the decoder's: the question). What the table leaves out is called
+values by which all fusion layers read the image (the decoder's: the question). What the table leaves out is called
 the same on both sides.
 """
 

@@ -22,7 +22,7 @@ FRESH = {
     "ta_head": "for this task",
     "mlm_head": "the start has none",
     "decoder.head": "the start has no MLM head",
-    "decoder.question_keys_values": "made for pictures of another width",
+    "decoder.question_keys_values": "made for images of another width",
 }
 """Parts that may be new in a model -> why, when nothing fits them."""
 
@@ -108,7 +108,7 @@ def load_model(folder: str | Path, image_size: int | tuple[int, int] | None = No
 
 
 def fit_positions(state: dict[str, Tensor], old: AlbefConfig, new: AlbefConfig) -> list[str]:
-    """Resizes the position grid in `state` from the pictures of `old` to those of `new`; says so, if it had to."""
+    """Resizes the position grid in `state` from the images of `old` to those of `new`; says so, if it had to."""
     state[POSITIONS] = resize_positions(state[POSITIONS], old.grid, new.grid)
     return resized(old, new)
 

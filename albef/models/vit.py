@@ -1,6 +1,6 @@
 """Image encoder: a ViT whose every token is an output (paper §3.1)."""
 
-# B pictures, N patches (+ 1 class token = S), D width, H heads
+# B images, N patches (+ 1 class token = S), D width, H heads
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Turns pictures into tokens: [B, 3, height, width] -> [B, 1 + N, vision_width], class token first."""
+    """Turns images into tokens: [B, 3, height, width] -> [B, 1 + N, vision_width], class token first."""
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()

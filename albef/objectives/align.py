@@ -99,15 +99,15 @@ def align(
 
 
 def with_negatives(text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, Packed]:
-    """What matching fuses, given packed states [N, D]: each text for its own picture, then for each picture its
-    negative texts [B, n], then each text again for its negative pictures [B, n]."""
+    """What matching fuses, given packed states [N, D]: each text for its own image, then for each image its
+    negative texts [B, n], then each text again for its negative images [B, n]."""
     chosen, copies = text_n.T.flatten(), image_n.shape[1]
     states = torch.cat([text, words.spread(text)[chosen].flatten(0, 1), *[text] * copies])
     return states, Packed.join(words, Packed.whole(words.readable[chosen]), *[words] * copies)
 
 
 def seen_by(keys_values: KeysValues, image_n: Tensor) -> tuple[KeysValues, KeysValues]:
-    """What the texts of `with_negatives` see: the own pictures in turns, and at last the negative ones."""
+    """What the texts of `with_negatives` see: the own images in turns, and at last the negative ones."""
     return keys_values, keys_values[image_n.T.flatten()]
 
 

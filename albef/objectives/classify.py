@@ -50,9 +50,9 @@ class ClassifyObjective(nn.Module):
 class AssignObjective(nn.Module):
     """Text assignment, NLVR2's pre-training: `(batch) -> {"assign": ..}` (paper §4.1; spec §3.4).
 
-    Each text is given its own picture and another one, in either order, or two others: which is it of, or of neither?
-    A batch holds the pictures and texts of pre-training, at least three. `official=True` takes another record of
-    the same picture for another picture, as the original does.
+    Each text is given its own image and another one, in either order, or two others: which is it of, or of neither?
+    A batch holds the images and texts of pre-training, at least three. `official=True` takes another record of
+    the same image for another image, as the original does.
     """
 
     TEMP = 0.07
@@ -74,10 +74,10 @@ class AssignObjective(nn.Module):
 
     @torch.no_grad()
     def draw_pairs(self, tokens: Tensor, image_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The two pictures of each text [B, 2], and the class [B]: 0 the first is right, 1 the second, 2 neither.
+        """The two images of each text [B, 2], and the class [B]: 0 the first is right, 1 the second, 2 neither.
 
-        The classes are equally likely. Other pictures are drawn by their likeness to the right one; records of the
-        same picture (equal `image_id`) are not others.
+        The classes are equally likely. Other images are drawn by their likeness to the right one; records of the
+        same image (equal `image_id`) are not others.
         """
         weights = self.weights(tokens, image_id)
         own = torch.arange(len(weights), device=weights.device)
@@ -88,15 +88,13 @@ class AssignObjective(nn.Module):
         return torch.where((labels == 2)[:, None], others, pairs), labels
 
     def weights(self, tokens: Tensor, image_id: Tensor | None = None) -> Tensor:
-        """How likely each picture is to stand beside each other one: [B, B], 0 for the same picture.
+        """How likely each image is to stand beside each other one: [B, B], 0 for the same image.
 
         Where less than two others are left they are drawn evenly.
         """
         same = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
         if len(tokens) < 3:
-            raise ValueError(
-                f"text assignment needs at least 3 pictures in a batch, got {len(tokens)}; raise batch_size"
-            )
+            raise ValueError(f"text assignment needs at least 3 images in a batch, got {len(tokens)}; raise batch_size")
         if image_id is not None:
             repeated = image_id[:, None] == image_id
             same |= repeated & ((~repeated).sum(1, keepdim=True) >= 2)

@@ -36,7 +36,7 @@ class MomentumTeacher(nn.Module):
 
 
 class FeatureQueue(nn.Module):
-    """The teacher's last `size` image and text features, with what identifies their picture and caption.
+    """The teacher's last `size` image and text features, with what identifies their image and caption.
 
     Any size goes with any batch: writing wraps around (the original requires size % batch == 0, spec quirk 19). The
     start is noise, the same on all ranks.
@@ -58,7 +58,7 @@ class FeatureQueue(nn.Module):
     pointer: Tensor  # []
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image features [Q, E], text features [Q, E], picture ids [Q], caption ids [Q]."""
+        """Image features [Q, E], text features [Q, E], image ids [Q], caption ids [Q]."""
         return self.image_queue, self.text_queue, self.image_id, self.text_id
 
     @torch.no_grad()

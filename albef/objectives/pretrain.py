@@ -41,12 +41,12 @@ class PretrainObjective(nn.Module):
     """ITC + ITM + MLM with momentum distillation: `(batch, alpha) -> {"itc": .., "itm": .., "mlm": ..}`.
 
     It owns the momentum teacher and the queues. A batch holds `pixel_values` [B, 3, H, W], `input_ids` and
-    `attention_mask` [B, L], `image_id` and `text_id` [B] (integers >= 0, equal for the same picture or caption).
+    `attention_mask` [B, L], `image_id` and `text_id` [B] (integers >= 0, equal for the same image or caption).
 
     It may also hold `words`, how the texts lie, and what `mask` made of them: made on the host, they spare the device
     the waiting. Otherwise the step makes them.
 
-    Pairs that share picture or caption count as positives in ITC, over all ranks and the queue, and are never drawn
+    Pairs that share image or caption count as positives in ITC, over all ranks and the queue, and are never drawn
     as ITM negatives. `official=True` restores the original: only a pair itself is positive, only the own rank's batch
     and the queue are compared, the teacher keeps its dropout. `itc=False` leaves alignment out, to see what it is for:
     negatives are then drawn evenly.

@@ -13,10 +13,10 @@ from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 
 
 class RetrievalObjective(nn.Module):
-    """ITC + ITM: `(batch, alpha) -> {"itc": .., "itm": ..}`; a picture may have several texts in batch and queue.
+    """ITC + ITM: `(batch, alpha) -> {"itc": .., "itm": ..}`; an image may have several texts in batch and queue.
 
-    A batch holds what pre-training's does. The target of ITC is spread evenly over all texts of the picture; pairs of
-    one picture are never each other's ITM negatives. `official=True` restores the original: texts that read the same
+    A batch holds what pre-training's does. The target of ITC is spread evenly over all texts of the image; pairs of
+    one image are never each other's ITM negatives. `official=True` restores the original: texts that read the same
     don't count as the same, only the own rank's batch and the queue are compared, the temperature isn't clamped, and
     the teacher keeps its dropout.
     """

@@ -21,7 +21,7 @@ __all__ = [
     "render", "render_search", "render_task", "render_tasks",
 ]  # fmt: skip
 FOOTER = (
-    "Names and keywords: Unicode CLDR. Pictures: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
+    "Names and keywords: Unicode CLDR. Images: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
     "Twemoji (Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0); scaled, and coloured in the heat maps."
 )
 TASKS_LEAD = "What ALBEF is for, in small: one pre-trained model, fine-tuned for five tasks in minutes."
@@ -29,9 +29,9 @@ TASKS_LEAD = "What ALBEF is for, in small: one pre-trained model, fine-tuned for
 
 @dataclass(frozen=True)
 class WordMaps:
-    """A picture, and texts with the probability that they match it and where: a map [rows, columns], not negative."""
+    """An image, and texts with the probability that they match it and where: a map [rows, columns], not negative."""
 
-    picture: Image.Image
+    image: Image.Image
     name: str
     texts: list[tuple[str, float, np.ndarray]]
 
@@ -41,9 +41,9 @@ Kind = Literal["label", "right", "related", "wrong"]
 
 @dataclass(frozen=True)
 class Lesson:
-    """A training picture with the caption drawn for it, and the teacher's first captions: text, probability, kind."""
+    """A training image with the caption drawn for it, and the teacher's first captions: text, probability, kind."""
 
-    picture: Image.Image
+    image: Image.Image
     label: str
     captions: list[str]
     teacher: list[tuple[str, float, Kind]]
@@ -51,7 +51,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Of a sample of training pictures: how often the teacher's first caption is of which kind, and examples."""
+    """Of a sample of training images: how often the teacher's first caption is of which kind, and examples."""
 
     counts: dict[Kind, int]
     better: list[Lesson]
@@ -60,9 +60,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Miss:
-    """A name whose picture isn't among the first ten; `place` is the picture's by ITC, from 1."""
+    """A name whose image isn't among the first ten; `place` is the image's by ITC, from 1."""
 
-    picture: Image.Image
+    image: Image.Image
     name: str
     place: int
     instead: list[Hit]
@@ -73,7 +73,7 @@ class Report:
     """Everything the page shows. `figures`: recalls in percent (`img_r1`, ..., `txt_r10`) by row name."""
 
     lead: str
-    pictures: int
+    images: int
     candidates: int
     charts: list[Chart]
     figures: dict[str, dict[str, float]]
@@ -117,7 +117,7 @@ def render_tasks(pages: list[TaskPage]) -> str:
 
 def _curves(report: Report) -> str:
     return (
-        "<p>Losses should fall below the dashed line, which is what guessing costs. ITC, which aligns pictures and "
+        "<p>Losses should fall below the dashed line, which is what guessing costs. ITC, which aligns images and "
         "texts, learns first; ITM (do they match?) and MLM (which word is masked?) join once there is something to "
         "fuse. Mind the axes: only the recall's starts at 0. "
         "Good: recall on the unseen style climbs away from chance. Bad: losses fall, recall doesn't.</p>"
@@ -127,13 +127,13 @@ def _curves(report: Report) -> str:
 
 def _figures(report: Report) -> str:
     return (
-        f"<p>Every one of {report.pictures:,} pictures in a drawing style that no training saw is searched by its "
-        "name, and every name by its picture. R@k: how many of a hundred are found within the first k.</p>"
+        f"<p>Every one of {report.images:,} images in a drawing style that no training saw is searched by its "
+        "name, and every name by its image. R@k: how many of a hundred are found within the first k.</p>"
         + recall_table(report.figures)
-        + f"<p>ITC compares two vectors. ITM reads picture and text together, but only the {report.candidates} "
+        + f"<p>ITC compares two vectors. ITM reads image and text together, but only the {report.candidates} "
         "candidates that ITC puts first: what isn't among them stays lost. ITC + ITM adds the cosine to the matching "
         "score. In the paper's large models ITM is well above ITC; where it is below here, the small fusion encoder "
-        "has not yet learned to tell near misses apart. One run, one seed; many pictures look alike (clocks, flags, "
+        "has not yet learned to tell near misses apart. One run, one seed; many images look alike (clocks, flags, "
         "families), so R@1 is a hard measure.</p>"
     )
 
@@ -143,8 +143,8 @@ def _queries(queries: list[Query], report: Report) -> str:
     return (
         f"<p>The shipped model searches the unseen style. The first row is ordered by ITC; the second shows the "
         f"{report.candidates} best of it re-ordered by ITM: by the logit of “matched”, the paper's rule. Below a "
-        "picture: its cosine, the probability that it matches, and in the second row the place it came from. Good: "
-        "what the query means comes first, whatever its name. Bad: pictures that share only a colour or a shape.</p>"
+        "image: its cosine, the probability that it matches, and in the second row the place it came from. Good: "
+        "what the query means comes first, whatever its name. Bad: images that share only a colour or a shape.</p>"
         + blocks
     )
 
@@ -153,15 +153,15 @@ def _maps(maps: list[WordMaps]) -> str:
     blocks = ""
     for found in maps:
         text, match, _ = found.texts[0]
-        of = "" if found.name == text else f' <span class="wrong">on a picture of “{escape(found.name)}”</span>'
-        items = f"<li>{img(found.picture, found.name)}the picture</li>" + "".join(
-            f"<li>{img(heat(found.picture, values), f'heat map of {words}')}{escape(words)} "
+        of = "" if found.name == text else f' <span class="wrong">on an image of “{escape(found.name)}”</span>'
+        items = f"<li>{img(found.image, found.name)}the image</li>" + "".join(
+            f"<li>{img(heat(found.image, values), f'heat map of {words}')}{escape(words)} "
             f"<small>{share:.0%}</small></li>"
             for words, share, values in found.texts
         )
         blocks += f'<h3>“{escape(text)}”{of}: match {match:.0%}</h3><ul class="maps">{items}</ul>'
     return (
-        "<p>Grad-CAM on the cross-attention: which parts of the picture a text reads in favour of “these match”; the "
+        "<p>Grad-CAM on the cross-attention: which parts of the image a text reads in favour of “these match”; the "
         "whole text first, then each word as a text of its own, with the probability of a match. Within a map, from "
         'least to most: <span class="scale" role="img" aria-label="blue to red"></span>. Good: a word lights up on its '
         "thing. The model sees only a coarse grid of patches, so expect regions, not outlines; words such as “with” "
@@ -183,14 +183,14 @@ def _teacher(teacher: Teacher) -> str:
         f'<li><span class="{kind}">{words}</span>: {teacher.counts[kind]} ({teacher.counts[kind] / total:.1%})</li>'
         for kind, words in _KINDS.items()
     )
-    none = "<p>None among these pictures: the teacher of so short a run rarely names them right.</p>"
+    none = "<p>None among these images: the teacher of so short a run rarely names them right.</p>"
     return (
-        "<p>In training a picture comes with one caption, drawn from several that are right. The momentum teacher, a "
+        "<p>In training an image comes with one caption, drawn from several that are right. The momentum teacher, a "
         "slow average of the model, spreads its belief over all captions, and a part of the target is taken from it. "
-        "Here the teacher of the run just made sees training pictures drawn by chance, and chooses among every "
-        f"distinct caption of the training set. Its first choice, for {total} pictures:</p><ul>{counts}</ul>"
+        "Here the teacher of the run just made sees training images drawn by chance, and chooses among every "
+        f"distinct caption of the training set. Its first choice, for {total} images:</p><ul>{counts}</ul>"
         "<h3>Where it names what the label leaves out</h3>"
-        "<p>Picked, not typical: above the label the teacher puts a caption (green) that is true of the picture and "
+        "<p>Picked, not typical: above the label the teacher puts a caption (green) that is true of the image and "
         "has a word which the label lacks. The best of each category of emoji is shown.</p>"
         + (f'<div class="cards">{"".join(map(_lesson, teacher.better))}</div>' if teacher.better else none)
         + "<h3>Where it is wrong</h3><p>The first ones in the order of the draw.</p>"
@@ -203,17 +203,17 @@ def _lesson(lesson: Lesson) -> str:
         f'<li class="{kind}">{escape(text)} <small>{share:.0%}</small></li>' for text, share, kind in lesson.teacher
     )
     return (
-        f'<div class="card">{img(lesson.picture, lesson.captions[0])}<div><p>label: <b>{escape(lesson.label)}</b></p>'
+        f'<div class="card">{img(lesson.image, lesson.captions[0])}<div><p>label: <b>{escape(lesson.label)}</b></p>'
         f'<p class="soft">teacher:</p><ol>{guesses}</ol></div></div>'
     )
 
 
 def _missed(report: Report) -> str:
-    share = report.missed_count / max(report.pictures, 1)
+    share = report.missed_count / max(report.images, 1)
     cards = "".join(map(_miss, report.missed))
     return (
-        f"<p>For {report.missed_count:,} of {report.pictures:,} names ({share:.0%}) the shipped model doesn't have the "
-        f"picture among the first ten after re-ranking. {len(report.missed)} of them, drawn by chance. A mild miss "
+        f"<p>For {report.missed_count:,} of {report.images:,} names ({share:.0%}) the shipped model doesn't have the "
+        f"image among the first ten after re-ranking. {len(report.missed)} of them, drawn by chance. A mild miss "
         "finds near relatives; a bad one finds something unlike in shape and meaning.</p>"
         f'<div class="cards">{cards}</div>'
     )
@@ -221,6 +221,6 @@ def _missed(report: Report) -> str:
 
 def _miss(miss: Miss) -> str:
     return (
-        f'<div class="card">{img(miss.picture, miss.name)}<div><p><b>{escape(miss.name)}</b></p><p class="soft">'
+        f'<div class="card">{img(miss.image, miss.name)}<div><p><b>{escape(miss.name)}</b></p><p class="soft">'
         f"place {miss.place:,} by ITC; found instead:</p>{hit_row(miss.instead, moved=True)}</div></div>"
     )

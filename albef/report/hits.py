@@ -1,4 +1,4 @@
-"""Pictures that a text finds, before and after re-ranking."""
+"""Images that a text finds, before and after re-ranking."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from albef.report.parts import img
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found: its cosine (ITC), its place by it (from 1), the probability of a match (ITM)."""
+    """An image that was found: its cosine (ITC), its place by it (from 1), the probability of a match (ITM)."""
 
-    picture: Image.Image
+    image: Image.Image
     name: str
     itc: float
     place: int
@@ -23,7 +23,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """What a text finds: the first pictures by ITC, and the first after ITM re-ranked the shortlist."""
+    """What a text finds: the first images by ITC, and the first after ITM re-ranked the shortlist."""
 
     text: str
     by_itc: list[Hit]
@@ -31,7 +31,7 @@ class Query:
 
 
 def query_rows(query: Query, right: str | None = None) -> str:
-    """The two rows of a query; the picture of the name `right` is marked."""
+    """The two rows of a query; the image of the name `right` is marked."""
     return (
         f"<h4>by ITC</h4>{hit_row(query.by_itc, moved=False, right=right)}"
         f"<h4>after re-ranking by ITM</h4>{hit_row(query.by_itm, moved=True, right=right)}"
@@ -44,5 +44,5 @@ def hit_row(hits: list[Hit], moved: bool, right: str | None = None) -> str:
         came = f"<br>from {hit.place}" if moved else ""
         facts = f"<small>{hit.itc:.2f} · {hit.match:.0%}{came}</small>"
         mark = ' class="found"' if hit.name == right else ""
-        items += f"<li{mark}>{img(hit.picture, hit.name)}{escape(hit.name)}<br>{facts}</li>"
+        items += f"<li{mark}>{img(hit.image, hit.name)}{escape(hit.name)}<br>{facts}</li>"
     return f'<ol class="hits">{items}</ol>'

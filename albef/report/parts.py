@@ -1,4 +1,4 @@
-"""What every page is made of: its frame, its pictures, curves and tables."""
+"""What every page is made of: its frame, its images, curves and tables."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _nav(what: str, links: Iterable[Link]) -> str:
     return f'<nav aria-label="{what}">{items}</nav>' if items else ""
 
 
-def img(picture: Image.Image, alt: str) -> str:
+def img(image: Image.Image, alt: str) -> str:
     file = io.BytesIO()
-    picture.convert("RGB").save(file, "WEBP", quality=80)
+    image.convert("RGB").save(file, "WEBP", quality=80)
     data = base64.b64encode(file.getvalue()).decode()
-    width, height = picture.size
+    width, height = image.size
     return f'<img src="data:image/webp;base64,{data}" alt="{escape(alt)}" width="{width}" height="{height}">'
 
 
@@ -60,8 +60,8 @@ def recall_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     """Recalls (`img_r1`, ..., `txt_r10`) by row name."""
     keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
     heads = (
-        '<tr><th></th><th colspan="3" scope="colgroup">text → picture</th>'
-        '<th colspan="3" scope="colgroup">picture → text</th></tr><tr><th></th>'
+        '<tr><th></th><th colspan="3" scope="colgroup">text → image</th>'
+        '<th colspan="3" scope="colgroup">image → text</th></tr><tr><th></th>'
         + "".join(f'<th scope="col">R@{k}</th>' for _ in range(2) for k in (1, 5, 10))
         + "</tr>"
     )

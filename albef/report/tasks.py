@@ -15,24 +15,24 @@ from albef.report.hits import Hit, Query, query_rows
 from albef.report.parts import Section, charts, img, page, recall_table, table
 from albef.report.prose import PROSE
 
-Box = Sequence[float]  # x, y, width, height in pixels of the picture
-Named = tuple[Image.Image, str]  # a picture and what it shows
-SIDE, HIT_SIDE = 144, 72  # pixels of the pictures on the page
+Box = Sequence[float]  # x, y, width, height in pixels of the image
+Named = tuple[Image.Image, str]  # an image and what it shows
+SIDE, HIT_SIDE = 144, 72  # pixels of the images on the page
 TRUE, FOUND = "#ffffff", "#ff2fd6"  # of the boxes
 FOOTER = (
-    "Pictures and words are made by a small program: coloured shapes, large and small. What is learnt of them says "
+    "Images and words are made by a small program: coloured shapes, large and small. What is learnt of them says "
     "nothing of photographs."
 )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One or two pictures, a question or statement, the likeliest labels with their probabilities, what is true.
+    """One or two images, a question or statement, the likeliest labels with their probabilities, what is true.
 
     `written` is an answer written freely, if there is one.
     """
 
-    pictures: list[Named]
+    images: list[Named]
     text: str
     shares: list[tuple[str, float]]
     truth: str
@@ -42,12 +42,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Found:
-    """A text, the picture it was written for, what it finds, and the right one's place after re-ranking.
+    """A text, the image it was written for, what it finds, and the right one's place after re-ranking.
 
-    `place` is None for a picture that isn't on the shortlist.
+    `place` is None for an image that isn't on the shortlist.
     """
 
-    picture: Named
+    image: Named
     query: Query
     place: int | None
 
@@ -70,7 +70,7 @@ class Spot:
 class Pointed:
     """A phrase, the true box, where each way sees it, and the map of each of its words."""
 
-    picture: Named
+    image: Named
     text: str
     truth: Box
     spots: list[Spot]
@@ -190,12 +190,12 @@ def _verdict(right: bool, more: str = "") -> str:
 
 
 def _judged(block: Judged) -> str:
-    pictures = "".join(img(enlarged(picture, SIDE), alt) for picture, alt in block.pictures)
+    images = "".join(img(enlarged(image, SIDE), alt) for image, alt in block.images)
     best = max(share for _, share in block.shares)
     bars = "".join(_bar(label, share, _mark(label == block.truth, share == best)) for label, share in block.shares)
     written = "" if block.written is None else _written(block.written, block.truth)
     return (
-        f'<div class="pictures">{pictures}</div><div><h3>{escape(block.text)}</h3><ul class="bars">{bars}</ul>'
+        f'<div class="images">{images}</div><div><h3>{escape(block.text)}</h3><ul class="bars">{bars}</ul>'
         f"{written}<p>truth: <b>{escape(block.truth)}</b></p>{_verdict(block.right)}</div>"
     )
 
@@ -217,22 +217,22 @@ def _written(text: str, truth: str) -> str:
 
 def _found(block: Found) -> str:
     def large(hits: list[Hit]) -> list[Hit]:
-        return [replace(hit, picture=enlarged(hit.picture, HIT_SIDE)) for hit in hits]
+        return [replace(hit, image=enlarged(hit.image, HIT_SIDE)) for hit in hits]
 
-    picture, name = block.picture
+    image, name = block.image
     query = replace(block.query, by_itc=large(block.query.by_itc), by_itm=large(block.query.by_itm))
     more = "" if block.right else f": place {block.place}" if block.place else ": not on the shortlist"
     return (
-        f'<div class="pictures">{img(enlarged(picture, SIDE), name)}</div><div><h3>“{escape(query.text)}”</h3>'
+        f'<div class="images">{img(enlarged(image, SIDE), name)}</div><div><h3>“{escape(query.text)}”</h3>'
         f"{_verdict(block.right, more)}{query_rows(query, right=name)}</div>"
     )
 
 
 def _pointed(block: Pointed) -> str:
-    picture, alt = block.picture
-    large = enlarged(picture, SIDE)
-    scale = large.width / picture.width
-    items = _map(_boxed(large, scale, block.truth), alt, "the picture")
+    image, alt = block.image
+    large = enlarged(image, SIDE)
+    scale = large.width / image.width
+    items = _map(_boxed(large, scale, block.truth), alt, "the image")
     for spot in block.spots:
         boxed = _boxed(heat(large, spot.values, large.size), scale, block.truth, spot)
         items += _map(boxed, f"heat map by {spot.way}", f"by {spot.way}" + ("" if spot.peak else ": points nowhere"))
@@ -241,13 +241,13 @@ def _pointed(block: Pointed) -> str:
     return f'<div><h3>“{escape(block.text)}”</h3>{_verdict(block.right)}<ul class="maps">{items}</ul></div>'
 
 
-def _map(picture: Image.Image, alt: str, words: str) -> str:
-    return f"<li>{img(picture, alt)}{escape(words)}</li>"
+def _map(image: Image.Image, alt: str, words: str) -> str:
+    return f"<li>{img(image, alt)}{escape(words)}</li>"
 
 
-def _boxed(picture: Image.Image, scale: float, truth: Box, spot: Spot | None = None) -> Image.Image:
+def _boxed(image: Image.Image, scale: float, truth: Box, spot: Spot | None = None) -> Image.Image:
     """With the true box and what was found, `scale` times as large as in the data."""
-    boxed = picture.convert("RGB")
+    boxed = image.convert("RGB")
     draw = ImageDraw.Draw(boxed)
     _outline(draw, truth, scale, TRUE)
     if spot and spot.box:
@@ -265,7 +265,7 @@ def _outline(draw: ImageDraw.ImageDraw, box: Box, scale: float, colour: str) -> 
         draw.rectangle((x - grow, y - grow, x + width - 1 + grow, y + height - 1 + grow), outline=tint, width=thick)
 
 
-def enlarged(picture: Image.Image, side: int) -> Image.Image:
+def enlarged(image: Image.Image, side: int) -> Image.Image:
     """Each pixel as a square of its own, as many times as fit `side`."""
-    times = max(1, side // max(picture.size))
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    times = max(1, side // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""One picture, a text and a class: visual entailment, or any labels of one's own (paper §4.1; spec §3.3)."""
+"""One image, a text and a class: visual entailment, or any labels of one's own (paper §4.1; spec §3.3)."""
 
 # B examples, C classes
 

@@ -1,4 +1,4 @@
-"""What the tasks share that learn from examples: one or two pictures, a text, a truth."""
+"""What the tasks share that learn from examples: one or two images, a text, a truth."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def in_batches(
 ) -> Iterator[tuple[list[Example], Tensor]]:
     """This rank's share of the examples with their normalised pixels [n, P, 3, H, W]; each example once over all ranks.
 
-    Unreadable pictures are left out with a warning. `tick` is told of every example done.
+    Unreadable images are left out with a warning. `tick` is told of every example done.
     """
     own = range(distributed.rank(), len(source), distributed.world_size())
     for start in range(0, len(own), batch_size):

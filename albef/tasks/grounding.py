@@ -1,4 +1,4 @@
-"""Where in the picture a text is seen: Grad-CAM, learnt without boxes (paper §4.1, §6.6; spec §3.5, §4.4)."""
+"""Where in the image a text is seen: Grad-CAM, learnt without boxes (paper §4.1, §6.6; spec §3.5, §4.4)."""
 
 # B pairs, L words, S image tokens, H heads
 
@@ -26,7 +26,7 @@ Mode = Literal["itm", "itc"]
 
 
 class Grounding(Retrieval):
-    """Retrieval fine-tuning on phrases: a picture and what somebody said of a thing in it, never where that is."""
+    """Retrieval fine-tuning on phrases: an image and what somebody said of a thing in it, never where that is."""
 
     def open(self, paths: Sequence[str]) -> Any:
         return Phrases(open_examples("phrases", paths, self.recipe.data.image_root))
@@ -48,7 +48,7 @@ class Grounding(Retrieval):
 
 
 class Phrases:
-    """Examples with phrases as pairs to learn from; phrases of one picture are not each other's negatives."""
+    """Examples with phrases as pairs to learn from; phrases of one image are not each other's negatives."""
 
     def __init__(self, examples: ExampleSource) -> None:
         self.examples = examples
@@ -58,9 +58,9 @@ class Phrases:
 
     def __getitem__(self, index: int) -> Record:
         example = self.examples[index]
-        (picture,) = example.pictures
-        name = str(picture) if isinstance(picture, Path) else example.name
-        return Record(example.name, picture, [example.text], name)
+        (image,) = example.images
+        name = str(image) if isinstance(image, Path) else example.name
+        return Record(example.name, image, [example.text], name)
 
     def captions(self, index: int) -> list[str]:
         return [self.examples[index].text]
@@ -142,7 +142,7 @@ def evaluate(
     one by the official IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and
     `boxes_SPLIT` by split; `with_candidates` counts the phrases that have any, unless all do. `without_peak` counts
     maps without a positive value, for which the largest box is taken. Phrases whose right boxes show nothing of their
-    picture are wrong; a warning counts them.
+    image are wrong; a warning counts them.
     """
     maps = enumerate(_maps(model, processor, source, mode, layer, tick))
     judged = [(f"{distributed.rank()}/{number}", judge(grid, example)) for number, (example, grid) in maps]
@@ -168,8 +168,8 @@ def _warn_of_the_invisible(rows: Sequence[dict[str, Any]]) -> None:
     invisible = [row["invisible"] for row in rows if row["invisible"]]
     if invisible and distributed.rank() == 0:
         warnings.warn(
-            f"{len(invisible)} of {len(rows)} phrases have no right box that shows anything of their picture, e.g. "
-            f"{invisible[0]}; they count as wrong. A box is x, y, width, height in pixels of the picture",
+            f"{len(invisible)} of {len(rows)} phrases have no right box that shows anything of their image, e.g. "
+            f"{invisible[0]}; they count as wrong. A box is x, y, width, height in pixels of the image",
             stacklevel=3,
         )
 
@@ -198,7 +198,7 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
                     nearest right box
     without_peak    whether it has no positive value
     split           the phrase's
-    invisible       names the phrase if no right box shows anything of the picture, else empty
+    invisible       names the phrase if no right box shows anything of the image, else empty
     """
     truths = checked_boxes(example)
     assert example.size is not None  # read_example gives it

@@ -71,7 +71,7 @@ class Learner:
         raise NotImplementedError
 
     def probe(self, source: Any) -> None:
-        """Reads a first picture: a wrong path should fail now, not in hours."""
+        """Reads a first image: a wrong path should fail now, not in hours."""
         raise NotImplementedError
 
     def texts(self) -> Iterator[str]:
@@ -139,7 +139,7 @@ class Learner:
         return iter(make_loader(training, order, collate, data.workers))
 
     def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """Takes a batch to the device, augments pixels that were kept in memory (each picture of a pair by itself), and
+        """Takes a batch to the device, augments pixels that were kept in memory (each image of a pair by itself), and
         normalises them."""
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         pixels = batch["pixel_values"]
@@ -174,7 +174,7 @@ def check_batch(recipe: Recipe) -> None:
     """ValueError unless there is something to train on and the batch can be split over the ranks."""
     if not recipe.data.train:
         raise ValueError(
-            f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of pictures, "
+            f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of images, "
             "e.g. --data.train captions.json"
         )
     world = distributed.world_size()

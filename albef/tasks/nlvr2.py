@@ -1,4 +1,4 @@
-"""Two pictures and a statement, true or false, and text assignment, which prepares for it (paper §4.1; spec §3.4)."""
+"""Two images and a statement, true or false, and text assignment, which prepares for it (paper §4.1; spec §3.4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from albef.tasks.pretrain import Pretrain
 
 
 class Nlvr2(Classification):
-    """Fine-tuning on pairs of pictures.
+    """Fine-tuning on pairs of images.
 
     `objective.official` leaves the teacher as it was before the start was loaded, as the original does (#67).
     """
@@ -48,7 +48,7 @@ class Nlvr2(Classification):
 
 
 class TextAssignment(Pretrain):
-    """Which of two pictures does a caption describe, or neither? Learns from pre-training's pairs."""
+    """Which of two images does a caption describe, or neither? Learns from pre-training's pairs."""
 
     def make(self, config: AlbefConfig) -> AlbefForTextAssignment:
         return AlbefForTextAssignment(config)

@@ -93,7 +93,7 @@ class Pretrain(Learner):
 
     def headline(self, evaluation: dict[str, Any]) -> str:
         found = (f"{name} {figures['img_r1']:.1f} / {figures['img_r10']:.1f}" for name, figures in evaluation.items())
-        return f"text->picture R@1 / R@10: {', '.join(found)}"
+        return f"text->image R@1 / R@10: {', '.join(found)}"
 
     def score(self, evaluation: dict[str, Any]) -> float:
         """What the best model is chosen by: mean recall, re-ranked."""

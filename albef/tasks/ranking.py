@@ -1,6 +1,6 @@
 """Two-stage retrieval: a shortlist by ITC, re-ranked by ITM (paper §3.4, §4.1)."""
 
-# I pictures, T texts, L words of the longest, N words in all, S image tokens, E embed_dim
+# I images, T texts, L words of the longest, N words in all, S image tokens, E embed_dim
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
-from albef.data.loader import read_pictures
+from albef.data.loader import read_images
 from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.models.albef import AlbefModel
@@ -23,12 +23,12 @@ NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
 TEXTS_AT_ONCE = {"cpu": 64}
 OTHERWISE = 512  # on a GPU; nobody has measured it
-PICTURES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 Tick = Callable[[int], None]
 
 
 class Texts:
-    """Encoded texts without padding, as far as no picture changes them (`FusionEncoder.begin`)."""
+    """Encoded texts without padding, as far as no image changes them (`FusionEncoder.begin`)."""
 
     def __init__(self, states: Tensor, mask: Tensor) -> None:
         """`states` [N, D], text after text; `mask` [T, L] on the host (1 = word)."""
@@ -49,18 +49,18 @@ class Texts:
 
 @dataclass
 class Gallery:
-    """Encoded pictures and texts; `image_of_text[t]` is the picture that text t describes.
+    """Encoded images and texts; `image_of_text[t]` is the image that text t describes.
 
-    Of several ranks each holds the tokens of its own pictures only, and everything else of all.
+    Of several ranks each holds the tokens of its own images only, and everything else of all.
     """
 
-    image_tokens: Sequence[Tensor]  # own pictures' [S, Dv], on the host
+    image_tokens: Sequence[Tensor]  # own images' [S, Dv], on the host
     z_image: Tensor  # [I, E]
     texts: Texts
     z_text: Tensor  # [T, E]
     image_of_text: Tensor  # [T]
     first: int = 0
-    """The number of the first own picture."""
+    """The number of the first own image."""
 
 
 @torch.no_grad()
@@ -68,14 +68,14 @@ def encode(
     model: AlbefModel,
     processor: Processor,
     source: Source,
-    captions_per_picture: int | None = None,
+    captions_per_image: int | None = None,
     batch_size: int = 64,
     tick: Tick | None = None,
     memory: float = MEMORY,
 ) -> Gallery:
-    """Every readable picture of `source` with its captions (the first so many), encoded; each rank takes its share.
+    """Every readable image of `source` with its captions (the first so many), encoded; each rank takes its share.
 
-    Records of one picture are one row with all their captions. Pictures that can't be read are left out with a warning;
+    Records of one image are one row with all their captions. Images that can't be read are left out with a warning;
     ValueError if none can. Image tokens wait on the host, in half precision if they would take more than `memory` GiB
     otherwise, which the ranks of a host share. `tick` is told of every record done, of all ranks as far as this one has
     got with its own.
@@ -89,7 +89,7 @@ def encode(
         seen = set[str]()
         for start in range(share.start, share.stop, batch_size):
             indices = range(start, min(start + batch_size, share.stop))
-            records, pixels = read_pictures(source, indices, processor)
+            records, pixels = read_images(source, indices, processor)
             fresh = []
             for row, record in enumerate(records):
                 if record.image_id not in seen:
@@ -108,12 +108,12 @@ def encode(
             captions.setdefault(name, []).extend(own)
         counts.append(len(captions))
     if not captions:
-        raise ValueError("none of the pictures could be read; check the paths and image_root")
+        raise ValueError("none of the images could be read; check the paths and image_root")
     own_names = list(dict.fromkeys(name for name, _ in found))
     new = set(list(captions)[counts[rank] : counts[rank + 1]])  # others belong to an earlier rank
     rows = [row for row, name in enumerate(own_names) if name in new]
     z_image = torch.cat([part.to(model.device) for part in distributed.gather_objects(z_image[rows].cpu())])
-    texts = [own[:captions_per_picture] for own in captions.values()]
+    texts = [own[:captions_per_image] for own in captions.values()]
     image_of_text = torch.tensor([image for image, own in enumerate(texts) for _ in own], device=model.device)
     encoded = encode_texts(model, processor, list(chain(*texts)))
     return Gallery([tokens[row] for row in rows], z_image, *encoded, image_of_text, counts[rank])
@@ -134,7 +134,7 @@ def _of_all(tick: Tick | None, own: int, total: int) -> Tick:
 
 @torch.no_grad()
 def encode_images(model: AlbefModel, batches: Iterable[Tensor], memory: float = MEMORY) -> tuple[list[Tensor], Tensor]:
-    """Batches of normalised pixels -> each picture's tokens [S, Dv] on the host, and all unit vectors [I, E].
+    """Batches of normalised pixels -> each image's tokens [S, Dv] on the host, and all unit vectors [I, E].
 
     The tokens are kept in half precision if they take more than `memory` GiB otherwise; ValueError if that is not
     enough.
@@ -153,7 +153,7 @@ def encode_images(model: AlbefModel, batches: Iterable[Tensor], memory: float = 
                 kept[row] = wide.to(dtype)
         if numbers * dtype.itemsize > memory * 2**30:
             raise ValueError(
-                f"the tokens of {len(kept)} pictures already take more than the {memory:.3g} GiB that this process may "
+                f"the tokens of {len(kept)} images already take more than the {memory:.3g} GiB that this process may "
                 "give them, in half precision; allow more `memory`, or share them among more machines"
             )
     return kept, torch.cat(z_image)
@@ -179,10 +179,10 @@ def encode_texts(
 def match(
     model: AlbefModel, image_tokens: Iterable[Tensor], texts: Texts, chosen: Iterable[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each picture's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
+    """For each image's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
 
-    A picture's keys and values are computed once for all its texts, a text's first self-attention once for all its
-    pictures, nothing for padding, and in the last layer only the first token.
+    An image's keys and values are computed once for all its texts, a text's first self-attention once for all its
+    images, nothing for padding, and in the last layer only the first token.
     """
     at_once = TEXTS_AT_ONCE.get(model.device.type, OTHERWISE)
     for tokens, rows in zip(image_tokens, chosen, strict=True):
@@ -197,11 +197,11 @@ def match(
 
 @torch.no_grad()
 def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
-    """ITM logits [I, 2] of a single text with every picture, for which no keys and values are made if it is short."""
+    """ITM logits [I, 2] of a single text with every image, for which no keys and values are made if it is short."""
     states, words = text.some(torch.zeros(1, dtype=torch.long))
     logits = [torch.empty(0, 2, device=model.device)]
-    for start in range(0, len(image_tokens), PICTURES_AT_ONCE):
-        some = image_tokens[start : start + PICTURES_AT_ONCE]
+    for start in range(0, len(image_tokens), IMAGES_AT_ONCE):
+        some = image_tokens[start : start + IMAGES_AT_ONCE]
         tokens = torch.stack([one.to(model.device, non_blocking=True).float() for one in some])
         mask = words.readable.expand(len(tokens), -1)
         seen, asking = model.fusion_encoder.seen_once(tokens, len(states)), states.expand(len(tokens), -1, -1)
@@ -212,8 +212,8 @@ def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -
 def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick | None = None) -> Tensor:
     """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
 
-    A pair that both directions shortlist is scored once. Of several ranks each scores its own pictures. `tick` is told
-    of every picture done, as in `encode`.
+    A pair that both directions shortlist is scored once. Of several ranks each scores its own images. `tick` is told
+    of every image done, as in `encode`.
     """
     tick = _of_all(tick, len(gallery.image_tokens), len(pairs))
     scores = torch.zeros(pairs.shape, device=model.device)
@@ -235,7 +235,7 @@ def shortlist(similarities: Tensor, k: int) -> Tensor:
 def two_stage_scores(
     model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Scores picture->text [I, T] and text->picture [T, I], by one way of scoring after the other.
+    """Scores image->text [I, T] and text->image [T, I], by one way of scoring after the other.
 
     `itc`: cosines of everything with everything, the first stage alone. `itm`: the paper's rule, the matching logit
     alone orders the shortlist of k. `sum`: that logit plus the cosine, as LAVIS does. Outside the shortlist the last
@@ -255,9 +255,9 @@ def two_stage_scores(
 
 
 def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor) -> dict[str, float]:
-    """R@1, 5, 10 in percent, both ways: `txt_*` finds texts for a picture, `img_*` pictures for a text.
+    """R@1, 5, 10 in percent, both ways: `txt_*` finds texts for an image, `img_*` images for a text.
 
-    A picture counts as found by its best text. Exact ties fall as in the original: as numpy's argsort, reversed, has
+    An image counts as found by its best text. Exact ties fall as in the original: as numpy's argsort, reversed, has
     them, which is not defined.
     """
     image_of_text = image_of_text.cpu()

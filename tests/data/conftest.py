@@ -1,4 +1,4 @@
-"""Small pictures, shards and a tokenizer that the tests of the data layer share."""
+"""Small images, shards and a tokenizer that the tests of the data layer share."""
 
 import io
 import json
@@ -15,8 +15,8 @@ WORDS = ("a", "red", "green", "blue", "dog", "cat", "runs", "person", "##s")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def picture(colour=(255, 0, 0), size=(12, 8), kind="PNG", **options) -> bytes:
-    """An encoded picture of one colour; size is (width, height)."""
+def image(colour=(255, 0, 0), size=(12, 8), kind="PNG", **options) -> bytes:
+    """An encoded image of one colour; size is (width, height)."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind, **options)
     return file.getvalue()
@@ -48,8 +48,8 @@ def processor() -> Processor:
 
 @pytest.fixture
 def colours(tmp_path) -> Path:
-    """A JSON list of twelve pictures, each of its own grey, with two captions each."""
+    """A JSON list of twelve images, each of its own grey, with two captions each."""
     for number in range(12):
-        (tmp_path / f"{number:02d}.png").write_bytes(picture((number * 20,) * 3))
+        (tmp_path / f"{number:02d}.png").write_bytes(image((number * 20,) * 3))
     records = [{"image": f"{n:02d}.png", "caption": [f"A dog {n}.", f"a cat {n}"]} for n in range(12)]
     return write_json(tmp_path / "list.json", records)

@@ -26,7 +26,7 @@ def test_faults_of_the_original_are_reachable_and_off_by_default():
     assert set(np.unique(mended[wrapped])) <= {0, 255}
 
 
-def test_sharpness_leaves_the_border_and_flat_pictures_alone():
+def test_sharpness_leaves_the_border_and_flat_images_alone():
     image = noise()
     result = augment.sharpness(image, 1.9)
     np.testing.assert_array_equal(result[[0, -1]], image[[0, -1]])
@@ -116,7 +116,7 @@ class TestCrop:
 
 
 class TestTrainTransform:
-    def test_is_a_pure_function_of_picture_and_generator(self):
+    def test_is_a_pure_function_of_image_and_generator(self):
         transform = TrainTransform((32, 24), augment=RandAugment())
         image = Image.fromarray(noise())
         first, same, other = (transform(image, np.random.default_rng([0, seed])) for seed in (1, 1, 2))
@@ -125,7 +125,7 @@ class TestTrainTransform:
         assert first.equal(same)
         assert not first.equal(other)
 
-    def test_flips_half_of_the_pictures(self):
+    def test_flips_half_of_the_images(self):
         image = Image.fromarray(noise())
         transform = TrainTransform((40, 48), scale=None)
         plain = torch.from_numpy(noise().transpose(2, 0, 1).copy())
@@ -135,7 +135,7 @@ class TestTrainTransform:
             assert got.equal(plain.flip(2)) or got.equal(plain), seed
         assert 70 < flips < 130
 
-    def test_whole_picture_without_flip_is_plain_resizing(self):
+    def test_whole_image_without_flip_is_plain_resizing(self):
         image = Image.fromarray(noise())
         got = TrainTransform((20, 30), scale=None, flip=False)(image, np.random.default_rng(0))
         expected = np.asarray(image.resize((30, 20), Image.Resampling.BICUBIC))
@@ -146,7 +146,7 @@ class TestTrainTransform:
         with pytest.raises(ValueError, match="must be a rising range of shares of the area"):
             TrainTransform((8, 8), scale=scale)
 
-    def test_pictures_of_one_pixel_and_extreme_ratios(self):
+    def test_images_of_one_pixel_and_extreme_ratios(self):
         for width, height in itertools.product((1, 2, 300), repeat=2):
             image = Image.new("RGB", (width, height), "red")
             assert TrainTransform((8, 8))(image, np.random.default_rng(3)).shape == (3, 8, 8)

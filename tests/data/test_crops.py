@@ -1,4 +1,4 @@
-"""Crops decoded no larger than they need to be: nearly the pixels of the whole picture, from any kind of file."""
+"""Crops decoded no larger than they need to be: nearly the pixels of the whole image, from any kind of file."""
 
 import io
 import time
@@ -9,11 +9,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from albef.data import augment, pictures
+from albef.data import augment, images
 from albef.data.augment import FILL, RandAugment, TrainTransform
-from albef.data.broken import BrokenPicture
+from albef.data.broken import BrokenImage
+from albef.data.images import open_crop, open_image, reduction_of, resized_for_training
 from albef.data.loader import StepBatches, make_loader
-from albef.data.pictures import open_crop, open_picture, reduction_of, resized_for_training
 from tests.data.conftest import noise
 
 BOX = (40, 24, 552, 456)  # 512 x 432, its edges on whole pixels at 1/2, 1/4 and 1/8
@@ -40,7 +40,7 @@ def crop(data: bytes, size: tuple[int, int], box=BOX) -> np.ndarray:
 
 
 def whole(data: bytes, box=BOX) -> np.ndarray:
-    return np.array(open_picture(data).crop(box))
+    return np.array(open_image(data).crop(box))
 
 
 def apart(first: np.ndarray, second: np.ndarray, size=(96, 96)) -> float:
@@ -60,7 +60,7 @@ def test_reduction_is_the_largest_that_leaves_enough():
 
 
 @pytest.mark.parametrize("size", [(216, 216), (108, 108), (54, 54)])
-def test_nearly_the_pixels_of_the_whole_picture(size):
+def test_nearly_the_pixels_of_the_whole_image(size):
     data = file_of(scenery())
     assert apart(crop(data, size), whole(data), size) < 2
     aside = whole(data, (BOX[0] + 8, *BOX[1:]))  # what a misplaced crop would measure
@@ -68,7 +68,7 @@ def test_nearly_the_pixels_of_the_whole_picture(size):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_crops_are_of_the_upright_picture(orientation):
+def test_crops_are_of_the_upright_image(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data, sizes = file_of(scenery(), exif=exif), []
@@ -78,7 +78,7 @@ def test_crops_are_of_the_upright_picture(orientation):
         return 32, 64, 432, 464
 
     found = open_crop(data, edges_of, (100, 100))
-    assert sizes == [open_picture(data).size]
+    assert sizes == [open_image(data).size]
     assert found.shape == (100, 100, 3)
     assert apart(found, whole(data, (32, 64, 432, 464))) < 2
 
@@ -110,7 +110,7 @@ def test_decoded_as_pillow_decodes(reduction, options):
     """To the last bit, odd sides too."""
     for width, height in ((640, 480), (333, 257), (101, 40), (17, 9)):
         image = Image.open(io.BytesIO(file_of(scenery(width, height), **options)))
-        found = pictures._jpeg(image, reduction)
+        found = images._jpeg(image, reduction)
         image.draft(None, (width // reduction, height // reduction))
         np.testing.assert_array_equal(found, np.asarray(image))
 
@@ -128,11 +128,11 @@ def test_what_its_decoder_refuses_pillow_reads():
 def test_a_truncated_file_is_broken_at_every_scale():
     data = file_of(scenery())
     for size in ((400, 400), (54, 54)):
-        with pytest.raises(BrokenPicture, match="truncated"):
+        with pytest.raises(BrokenImage, match="truncated"):
             crop(data[: len(data) // 2], size)
 
 
-def test_crops_of_one_pixel_and_of_tiny_pictures():
+def test_crops_of_one_pixel_and_of_tiny_images():
     for width, height in ((1, 1), (1, 300), (300, 1), (17, 9)):
         data = file_of(Image.new("RGB", (width, height), "red"))
         found = TrainTransform((8, 8)).read(data, np.random.default_rng(0))
@@ -149,13 +149,13 @@ def test_resizing_is_close_to_pillows():
             assert abs(ours - pillows).mean() < 0.5 and abs(ours - pillows).max() <= 12
 
 
-def test_a_file_and_its_picture_give_the_same_sample():
+def test_a_file_and_its_image_give_the_same_sample():
     transform, image = TrainTransform((96, 80), augment=RandAugment()), scenery()
     for kind in ("PNG", "JPEG"):
         data = file_of(image, kind)
         for seed in range(10):
             found, again = (transform.read(data, np.random.default_rng([2, seed])) for _ in range(2))
-            expected = transform(open_picture(data), np.random.default_rng([2, seed]))
+            expected = transform(open_image(data), np.random.default_rng([2, seed]))
             assert found.equal(again)
             assert (found.float() - expected.float()).abs().mean() < (0.001 if kind == "PNG" else 8)
 

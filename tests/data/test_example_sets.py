@@ -9,9 +9,9 @@ from albef.data import example_sets
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.example_sets import CachedExamples, ExampleCollate, ExampleSet, read_examples
 from albef.data.examples import open_examples
+from albef.data.images import open_image
 from albef.data.loader import StepBatches, make_loader
-from albef.data.pictures import open_picture
-from tests.data.conftest import picture, write_json
+from tests.data.conftest import image, write_json
 
 
 def encode(examples):
@@ -27,15 +27,15 @@ def same(first, second):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four pictures of greys 0, 50, 100 and 150, of which the last is damaged."""
+    """Four images of greys 0, 50, 100 and 150, of which the last is damaged."""
     for number in range(4):
-        (tmp_path / f"{number}.png").write_bytes(b"damage" if number == 3 else picture((number * 50,) * 3))
+        (tmp_path / f"{number}.png").write_bytes(b"damage" if number == 3 else image((number * 50,) * 3))
     return tmp_path
 
 
 @pytest.fixture
 def questions(folder):
-    """Two questions on each picture."""
+    """Two questions on each image."""
     records = [{"image": f"{n // 2}.png", "question": f"what {n}?", "answer": "dog"} for n in range(8)]
     return open_examples("vqa", [str(write_json(folder / "vqa.json", records))])
 
@@ -57,14 +57,14 @@ class TestReadExamples:
     def test_pixels(self, questions, pairs, processor):
         examples, pixels = read_examples(questions, [5, 0], processor)
         assert [example.text for example in examples] == ["what 5?", "what 0?"]
-        assert all(example.pictures == () for example in examples)
+        assert all(example.images == () for example in examples)
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (2, 1, 3, 16, 24))
         assert greys(pixels) == [[100], [0]]
         assert greys(read_examples(pairs, [1], processor)[1]) == [[50, 100]]
 
     def test_unreadable_ones_are_left_out_and_named(self, pairs, processor):
         with pytest.warns(
-            UserWarning, match=r"left out, because unreadable: .*3\.png \(not a picture in a known format"
+            UserWarning, match=r"left out, because unreadable: .*3\.png \(not an image in a known format"
         ):
             examples, pixels = read_examples(pairs, range(4), processor)
         assert [example.key for example in examples] == [0, 1]
@@ -72,10 +72,10 @@ class TestReadExamples:
         with pytest.warns(UserWarning, match="left out"):
             assert len(read_examples(pairs, [2], processor)[1]) == 0
 
-    def test_pictures_without_a_path_have_the_examples_name(self, processor):
+    def test_images_without_a_path_have_the_examples_name(self, processor):
         source = open_examples("vqa", ["world:test/1"])
         examples, pixels = read_examples(source, [0], processor)
-        assert pixels[0, 0].equal(processor.resize(open_picture(source[0].pictures[0])))
+        assert pixels[0, 0].equal(processor.resize(open_image(source[0].images[0])))
         assert examples[0].name == "world:test/0"
 
 
@@ -83,7 +83,7 @@ class TestExampleSet:
     def test_a_sample(self, questions, processor):
         sample = ExampleSet(questions, processor)[0, 4]
         assert sample["example"].text == "what 4?"
-        assert sample["example"].pictures == ()
+        assert sample["example"].images == ()
         assert sample["pixel_values"].shape == (1, 3, 16, 24)
         assert (greys(sample["pixel_values"]), sample["broken"]) == ([100], [])
 
@@ -99,14 +99,14 @@ class TestExampleSet:
         assert not any(a.equal(b) for a, b in zip(first, other, strict=True))
         assert not first[0].equal(first[2])
 
-    def test_pictures_of_a_pair_are_augmented_independently(self, folder, processor):
+    def test_images_of_a_pair_are_augmented_independently(self, folder, processor):
         records = [{"images": ["noise.png"] * 2, "sentence": "dog", "label": "True"}]
-        (folder / "noise.png").write_bytes(open_examples("vqa", ["world:test/1"])[0].pictures[0])
+        (folder / "noise.png").write_bytes(open_examples("vqa", ["world:test/1"])[0].images[0])
         source = open_examples("pairs", [str(write_json(folder / "pairs.json", records))])
         left, right = ExampleSet(source, processor, TrainTransform((16, 24)))[0, 0]["pixel_values"]
         assert not left.equal(right)
 
-    def test_broken_pictures_are_replaced_and_named(self, pairs, processor):
+    def test_broken_images_are_replaced_and_named(self, pairs, processor):
         data = ExampleSet(pairs, processor)
         for index in (2, 3):
             sample = data[0, index]
@@ -116,12 +116,12 @@ class TestExampleSet:
 
     def test_gives_up_when_nothing_can_be_read(self, folder, processor):
         source = open_examples("vqa", [str(write_json(folder / "l.json", [{"image": "3.png", "question": "x"}]))])
-        with pytest.raises(RuntimeError, match=r"20 pictures in a row could not be read, .*3\.png"):
+        with pytest.raises(RuntimeError, match=r"20 images in a row could not be read, .*3\.png"):
             ExampleSet(source, processor)[0, 0]
 
 
 class TestBatches:
-    def test_of_one_picture(self, questions, processor):
+    def test_of_one_image(self, questions, processor):
         loader = make_loader(ExampleSet(questions, processor), StepBatches(8, 4, steps=3), ExampleCollate(encode))
         batch = next(iter(loader))
         assert batch["pixel_values"].shape == (4, 3, 16, 24)
@@ -157,27 +157,27 @@ class TestCachedExamples:
         for batch in StepBatches(len(cached), 3, steps=2):
             same(cached.batch(batch), ExampleCollate(numbers)([data[pair] for pair in batch]))
 
-    def test_every_picture_is_decoded_once(self, questions, processor, monkeypatch):
+    def test_every_image_is_decoded_once(self, questions, processor, monkeypatch):
         opened = []
-        monkeypatch.setattr(example_sets, "open_picture", lambda *of: opened.append(of) or open_picture(*of))
+        monkeypatch.setattr(example_sets, "open_image", lambda *of: opened.append(of) or open_image(*of))
         cached = CachedExamples(questions, processor, (6, 5), encode)
         assert len(opened) == 4
         assert cached.pixels.shape == (4, 3, 6, 5)
         assert len(CachedExamples(open_examples("vqa", ["world:test/5"]), processor, (6, 5), encode).pixels) == 5
 
-    def test_broken_pictures_are_never_drawn(self, questions, pairs, processor):
+    def test_broken_images_are_never_drawn(self, questions, pairs, processor):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             cached = CachedExamples(questions, processor, (6, 5), encode)
         assert len(cached) == 6
-        assert [(name[-5:], reason) for name, reason in cached.broken] == [("3.png", "not a picture in a known format")]
+        assert [(name[-5:], reason) for name, reason in cached.broken] == [("3.png", "not an image in a known format")]
         assert cached.batch([(0, 5), (9, 2)])["key"].tolist() == [5, 2]
         assert greys(cached.batch([(0, 5), (9, 2)])["pixel_values"]) == [100, 50]
         assert [example.key for example in CachedExamples(pairs, processor, (6, 5), encode).examples] == [0, 1]
 
     def test_nothing_readable(self, folder, processor):
         source = open_examples("vqa", [str(write_json(folder / "l.json", [{"image": "3.png", "question": "x"}]))])
-        with pytest.raises(ValueError, match=r"none of 1 examples could be read, .*3\.png \(not a picture in a known"):
+        with pytest.raises(ValueError, match=r"none of 1 examples could be read, .*3\.png \(not an image in a known"):
             CachedExamples(source, processor, (6, 5), encode)
 
     def test_can_be_sent_to_another_process(self, questions, processor):

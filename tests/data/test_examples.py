@@ -46,7 +46,7 @@ class TestQuestions:
         records = [RIGHT["vqa"], {**RIGHT["vqa"], "dataset": "vg"}]
 
         def places(**roots):
-            return [str(example.pictures[0]) for example in opened(tmp_path, "vqa", records, **roots)]
+            return [str(example.images[0]) for example in opened(tmp_path, "vqa", records, **roots)]
 
         assert places(image_root="/coco", vg_root="/vg") == ["/coco/a.jpg", "/vg/a.jpg"]
         assert places(image_root="/coco") == ["/coco/a.jpg", "/coco/a.jpg"]
@@ -70,7 +70,7 @@ class TestStatements:
             {"image": "sub/c", "caption": "a bird", "label": "no"},
         ]
         found = opened(tmp_path, "classification", records)
-        assert [example.pictures[0].relative_to(tmp_path).as_posix() for example in found] == [
+        assert [example.images[0].relative_to(tmp_path).as_posix() for example in found] == [
             "a.jpg",
             "b.png",
             "sub/c.jpg",
@@ -89,7 +89,7 @@ class TestStatements:
         (tmp_path / "lists").mkdir()
         (tmp_path / "a.jpg").touch()
         monkeypatch.chdir(tmp_path)
-        assert opened(tmp_path / "lists", "classification", [RIGHT["classification"]])[0].pictures == (Path("a.jpg"),)
+        assert opened(tmp_path / "lists", "classification", [RIGHT["classification"]])[0].images == (Path("a.jpg"),)
 
 
 class TestPairs:
@@ -130,8 +130,8 @@ class TestPhrases:
         ("vqa", {"question_id": 1.5}, r'"question_id" to be a string or a whole number, got a number: 1\.5'),
         ("classification", {"sentence": ["a"]}, r'"sentence" to be a string, got a list'),
         ("classification", {"label": None}, r'"label" to be a string, or missing, got nothing'),
-        ("pairs", {"images": ["a.png"]}, r'"images" to be a pair, the paths of two pictures, got a list: \["a\.png"\]'),
-        ("pairs", {"images": "ab"}, r'"images" to be a pair, the paths of two pictures, got a string: "ab"'),
+        ("pairs", {"images": ["a.png"]}, r'"images" to be a pair, the paths of two images, got a list: \["a\.png"\]'),
+        ("pairs", {"images": "ab"}, r'"images" to be a pair, the paths of two images, got a string: "ab"'),
         ("pairs", {"images": ["a", ""]}, r'"images" to be a pair'),
         ("pairs", {"label": True}, r'"label" to be a string, or missing, got a truth value: true'),
         ("phrases", {"text": 1}, r'"text" to be a string, got a number'),
@@ -156,8 +156,8 @@ def test_wrong_records(tmp_path, kind, changes, message):
         opened(tmp_path, kind, [RIGHT[kind], {**RIGHT[kind], **changes}])
 
 
-def test_one_picture_is_no_pair(tmp_path):
-    with pytest.raises(ValueError, match=r'"images" to be a pair, the paths of two pictures, got a string: "a\.jpg"'):
+def test_one_image_is_no_pair(tmp_path):
+    with pytest.raises(ValueError, match=r'"images" to be a pair, the paths of two images, got a string: "a\.jpg"'):
         opened(tmp_path, "pairs", [{"image": "a.jpg", "sentence": "x", "label": "True"}])
 
 
@@ -229,9 +229,9 @@ class TestRefcoco:
         (refer / "train2014").mkdir()
         source = open_examples("phrases", [str(refer), f"{refer}/testA"])
         assert [source[index].split for index in range(3)] == ["train", "testA", "testA"]
-        assert source[0].pictures == (refer / "train2014" / "COCO_train2014_11.jpg",)
+        assert source[0].images == (refer / "train2014" / "COCO_train2014_11.jpg",)
         assert source[0].candidates == ()
-        assert open_examples("phrases", [str(refer)], "/coco")[0].pictures[0].parent == Path("/coco")
+        assert open_examples("phrases", [str(refer)], "/coco")[0].images[0].parent == Path("/coco")
         with pytest.raises(ValueError, match=r"refs\(unc\)\.p: no split 'val'; there are testA, train"):
             open_examples("phrases", [f"{refer}/val"])
 

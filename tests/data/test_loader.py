@@ -11,10 +11,10 @@ import torch
 
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.broken import BrokenCounter
+from albef.data.images import open_image
 from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, caption_draws, make_loader, stable_id
-from albef.data.pictures import open_picture
 from albef.data.sources import open_sources
-from tests.data.conftest import picture, write_json, write_tar
+from tests.data.conftest import image, write_json, write_tar
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def source(colours):
 
 @pytest.fixture
 def half_broken(tmp_path):
-    """Eight samples: every other picture is damaged, and one has no caption."""
+    """Eight samples: every other image is damaged, and one has no caption."""
     for number in range(8):
-        (tmp_path / f"{number}.png").write_bytes(b"damage" if number % 2 else picture((number * 30,) * 3))
+        (tmp_path / f"{number}.png").write_bytes(b"damage" if number % 2 else image((number * 30,) * 3))
         (tmp_path / f"{number}.txt").write_text("" if number == 6 else f"dog {number}")
     return open_sources([str(tmp_path)])
 
@@ -75,7 +75,7 @@ class TestTrainingSet:
         assert len(set(captions[1])) == 4
         assert captions[1] != captions[2]
 
-    def test_broken_pictures_are_replaced_and_named(self, half_broken, processor):
+    def test_broken_images_are_replaced_and_named(self, half_broken, processor):
         data = TrainingSet(half_broken, processor)
         good = {stable_id(half_broken[n].image_id) for n in (0, 2, 4)}
         for index in range(8):
@@ -84,11 +84,11 @@ class TestTrainingSet:
             reasons = {name.rpartition("/")[2]: reason for name, reason in sample["broken"]}
             assert (f"{index}.png" in reasons) == (index % 2 == 1 or index == 6)
             assert reasons.pop("6.png", "it has no caption") == "it has no caption"
-            assert set(reasons.values()) <= {"not a picture in a known format"}
+            assert set(reasons.values()) <= {"not an image in a known format"}
             same(sample, data[0, index])
 
     def test_damaged_texts_and_missing_files_are_replaced_too(self, tmp_path, processor):
-        tar = write_tar(tmp_path / "x.tar", {"0.png": picture(), "0.json": b"{", "1.png": picture(), "1.txt": b"dog"})
+        tar = write_tar(tmp_path / "x.tar", {"0.png": image(), "0.json": b"{", "1.png": image(), "1.txt": b"dog"})
         file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
         data = TrainingSet(open_sources([str(tar), str(file)]), processor)
         names = [data[0, index]["broken"][0][0] for index in (0, 2)]
@@ -96,7 +96,7 @@ class TestTrainingSet:
 
     def test_gives_up_when_nothing_can_be_read(self, tmp_path, processor):
         file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
-        with pytest.raises(RuntimeError, match=r"20 pictures in a row could not be read, .*gone\.png \(no such file\)"):
+        with pytest.raises(RuntimeError, match=r"20 images in a row could not be read, .*gone\.png \(no such file\)"):
             TrainingSet(open_sources([str(file)]), processor)[0, 0]
 
 
@@ -232,12 +232,12 @@ class TestCachedSet:
         assert processor.image_size == (16, 24)
 
     def test_resizing_is_the_processors(self, tmp_path, processor):
-        (tmp_path / "a.png").write_bytes(picture((3, 140, 250), size=(90, 70)))
+        (tmp_path / "a.png").write_bytes(image((3, 140, 250), size=(90, 70)))
         (tmp_path / "a.txt").write_text("dog")
         cached = CachedSet(open_sources([str(tmp_path)]), processor)
-        assert cached.pixels[0].equal(processor.resize(open_picture(tmp_path / "a.png")))
+        assert cached.pixels[0].equal(processor.resize(open_image(tmp_path / "a.png")))
 
-    def test_broken_pictures_are_never_drawn(self, half_broken, processor):
+    def test_broken_images_are_never_drawn(self, half_broken, processor):
         cached = CachedSet(half_broken, processor)
         assert len(cached) == 3
         assert [name[-5:] for name, _ in cached.broken] == ["1.png", "3.png", "5.png", "6.png", "7.png"]
@@ -247,7 +247,7 @@ class TestCachedSet:
 
     def test_nothing_readable(self, tmp_path, processor):
         file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
-        with pytest.raises(ValueError, match=r"none of 1 pictures could be read, .*gone\.png \(no such file\)"):
+        with pytest.raises(ValueError, match=r"none of 1 images could be read, .*gone\.png \(no such file\)"):
             CachedSet(open_sources([str(file)]), processor)
 
 
@@ -257,7 +257,7 @@ class TestBrokenCounter:
         counter.add([("a.jpg", "damaged")] * 5, read=10)
         counter.check()
         counter.add([(f"{n}.jpg", "empty") for n in range(20)], read=70)
-        message = r"25 of 105 pictures \(23.81%\) could not be read: a.jpg \(damaged\), 0.jpg \(empty\), .* and 11 more"
+        message = r"25 of 105 images \(23.81%\) could not be read: a.jpg \(damaged\), 0.jpg \(empty\), .* and 11 more"
         with pytest.raises(RuntimeError, match=message + r"\. More than 10\.00% is not tolerated: mend or remove"):
             counter.check()
 
@@ -265,16 +265,16 @@ class TestBrokenCounter:
         counter = BrokenCounter()
         counter.add([("a.jpg", "damaged")], read=50)
         counter.check()
-        with pytest.raises(RuntimeError, match=r"1 of 51 pictures"):
+        with pytest.raises(RuntimeError, match=r"1 of 51 images"):
             counter.check(final=True)
 
-    def test_few_broken_pictures_are_tolerated(self):
+    def test_few_broken_images_are_tolerated(self):
         counter = BrokenCounter()
         counter.add([("a.jpg", "damaged")], read=9999)
         counter.check(final=True)
-        assert counter.report() == "1 of 10,000 pictures (0.01%) could not be read: a.jpg (damaged)"
+        assert counter.report() == "1 of 10,000 images (0.01%) could not be read: a.jpg (damaged)"
 
     def test_nothing_seen(self):
         counter = BrokenCounter()
         counter.check(final=True)
-        assert counter.report() == "all of 0 pictures could be read"
+        assert counter.report() == "all of 0 images could be read"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from albef.data.broken import BrokenPicture
-from albef.data.pictures import open_picture
+from albef.data.broken import BrokenImage
+from albef.data.images import open_image
 from albef.data.processor import (
     SPECIALS,
     Processor,
@@ -16,7 +16,7 @@ from albef.data.processor import (
     clean_question,
     train_tokenizer,
 )
-from tests.data.conftest import noise, picture
+from tests.data.conftest import image, noise
 
 
 def saved(image, kind, **options):
@@ -26,7 +26,7 @@ def saved(image, kind, **options):
 
 
 def corner(source):
-    image = open_picture(source)
+    image = open_image(source)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
 
@@ -103,48 +103,46 @@ class TestWords:
             train_tokenizer(["a"], 3)
 
 
-class TestPictures:
+class TestImages:
     def test_missing_file(self, tmp_path):
-        with pytest.raises(BrokenPicture, match=r"no\.jpg: no such file; check the path and image_root"):
-            open_picture(tmp_path / "no.jpg")
+        with pytest.raises(BrokenImage, match=r"no\.jpg: no such file; check the path and image_root"):
+            open_image(tmp_path / "no.jpg")
 
     def test_empty_file(self, tmp_path):
         (tmp_path / "zero.jpg").touch()
-        with pytest.raises(BrokenPicture, match=r"zero\.jpg: the file is empty \(0 bytes\); fetch it again"):
-            open_picture(tmp_path / "zero.jpg")
-        with pytest.raises(BrokenPicture, match=r"shard:7: the file is empty"):
-            open_picture(b"", "shard:7")
-        with pytest.raises(BrokenPicture, match="the file is empty"):
-            open_picture(io.BytesIO())
+        with pytest.raises(BrokenImage, match=r"zero\.jpg: the file is empty \(0 bytes\); fetch it again"):
+            open_image(tmp_path / "zero.jpg")
+        with pytest.raises(BrokenImage, match=r"shard:7: the file is empty"):
+            open_image(b"", "shard:7")
+        with pytest.raises(BrokenImage, match="the file is empty"):
+            open_image(io.BytesIO())
 
-    def test_not_a_picture(self, tmp_path):
+    def test_not_an_image(self, tmp_path):
         (tmp_path / "page.jpg").write_text("<html>404</html>")
-        with pytest.raises(BrokenPicture, match=r"page\.jpg: not a picture in a known format; fetch it again"):
-            open_picture(str(tmp_path / "page.jpg"))
+        with pytest.raises(BrokenImage, match=r"page\.jpg: not an image in a known format; fetch it again"):
+            open_image(str(tmp_path / "page.jpg"))
 
     def test_truncated_jpeg(self, tmp_path):
         data = saved(Image.fromarray(noise()), "JPEG")
         (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
-        with pytest.raises(
-            BrokenPicture, match=r"half\.jpg: damaged \(.*truncated.*\); fetch it again or leave it out"
-        ):
-            open_picture(tmp_path / "half.jpg")
+        with pytest.raises(BrokenImage, match=r"half\.jpg: damaged \(.*truncated.*\); fetch it again or leave it out"):
+            open_image(tmp_path / "half.jpg")
 
     def test_decompression_bomb(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
-        with pytest.raises(BrokenPicture, match=r"picture of \d+ bytes: absurdly large .*; scale it down"):
-            open_picture(picture(size=(12, 8)))
+        with pytest.raises(BrokenImage, match=r"image of \d+ bytes: absurdly large .*; scale it down"):
+            open_image(image(size=(12, 8)))
 
-    def test_broken_picture_is_a_value_error_that_can_travel(self):
+    def test_broken_image_is_a_value_error_that_can_travel(self):
         import pickle
 
-        error = pickle.loads(pickle.dumps(BrokenPicture("a", "b", "c")))
+        error = pickle.loads(pickle.dumps(BrokenImage("a", "b", "c")))
         assert isinstance(error, ValueError)
         assert (str(error), error.reason) == ("a: b; c", "b")
 
     def test_wrong_type(self):
-        with pytest.raises(TypeError, match="cannot open a int as a picture; give a path, bytes or a binary stream"):
-            open_picture(3)
+        with pytest.raises(TypeError, match="cannot open a int as an image; give a path, bytes or a binary stream"):
+            open_image(3)
 
     def test_cmyk(self):
         red, green, blue = corner(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
@@ -167,11 +165,11 @@ class TestPictures:
     @pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("I", np.int32)])
     def test_sixteen_bit_grey_is_scaled(self, mode, dtype):
         values = np.array([[0, 257 * 100, 65535]] * 4, dtype=dtype)
-        image = open_picture(saved(Image.fromarray(values), "TIFF"))
+        image = open_image(saved(Image.fromarray(values), "TIFF"))
         assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
 
     def test_float_grey_is_scaled(self):
-        image = open_picture(saved(Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)), "TIFF"))
+        image = open_image(saved(Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)), "TIFF"))
         assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
     def test_sixteen_bit_png(self):
@@ -183,7 +181,7 @@ class TestPictures:
         exif[0x0112] = 6  # turn clockwise to see it upright
         pixels = np.zeros((8, 16, 3), np.uint8)
         pixels[:, :8] = 255
-        image = open_picture(saved(Image.fromarray(pixels), "JPEG", exif=exif))
+        image = open_image(saved(Image.fromarray(pixels), "JPEG", exif=exif))
         assert image.size == (8, 16)
         assert image.getpixel((4, 2))[0] > 230
         assert image.getpixel((4, 13))[0] < 25
@@ -195,7 +193,7 @@ class TestPictures:
             assert corner(data) == pytest.approx((255, 0, 0), abs=3)
 
     def test_streams_paths_and_bytes_agree(self, tmp_path):
-        data = picture((1, 2, 3))
+        data = image((1, 2, 3))
         (tmp_path / "a.png").write_bytes(data)
         for source in (data, io.BytesIO(data), tmp_path / "a.png", str(tmp_path / "a.png")):
             assert corner(source) == (1, 2, 3)
@@ -203,8 +201,8 @@ class TestPictures:
 
 class TestProcessor:
     def test_images(self, processor, tmp_path):
-        (tmp_path / "a.png").write_bytes(picture((255, 0, 0)))
-        batch = processor.images([tmp_path / "a.png", picture((0, 0, 0)), Image.new("L", (5, 50), 255)])
+        (tmp_path / "a.png").write_bytes(image((255, 0, 0)))
+        batch = processor.images([tmp_path / "a.png", image((0, 0, 0)), Image.new("L", (5, 50), 255)])
         assert batch.shape == (3, 3, 16, 24)
         assert batch.dtype == torch.float32
         white, black = ((value - torch.tensor(processor.mean)) / torch.tensor(processor.std) for value in (1, 0))
@@ -213,9 +211,9 @@ class TestProcessor:
         assert processor.images([]).shape == (0, 3, 16, 24)
 
     def test_wrong_input(self, processor):
-        with pytest.raises(TypeError, match=r"images wants a list of pictures, got one str; write \[picture\]"):
+        with pytest.raises(TypeError, match=r"images wants a list of images, got one str; write \[image\]"):
             processor.images("a.png")
-        with pytest.raises(TypeError, match="cannot open a ndarray as a picture"):
+        with pytest.raises(TypeError, match="cannot open a ndarray as an image"):
             processor.images([noise()])
         with pytest.raises(ValueError, match=r"normalise wants uint8 \[B, 3, H, W\], got torch.float32 \[1, 2\]"):
             processor.normalise(torch.zeros(1, 2))

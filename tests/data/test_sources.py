@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from albef.data import progress, records, shards
-from albef.data.pictures import open_picture
+from albef.data.images import open_image
 from albef.data.sources import captions_of, expand, open_sources
-from tests.data.conftest import picture, write_json, write_tar
+from tests.data.conftest import image, write_json, write_tar
 
-RED = picture((255, 0, 0))
+RED = image((255, 0, 0))
 
 
 def texts(source, folder):
@@ -33,35 +33,35 @@ def no_unexpected_warnings():
 
 class TestJson:
     def test_records(self, tmp_path):
-        (tmp_path / "pictures").mkdir()
-        (tmp_path / "pictures" / "a.png").write_bytes(RED)
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.png").write_bytes(RED)
         file = write_json(
             tmp_path / "list.json",
             [
-                {"image": "pictures/a.png", "caption": "one", "extra": 1},
+                {"image": "images/a.png", "caption": "one", "extra": 1},
                 {"image": "b.png", "caption": ["two", "🐕 كلب"], "image_id": 7, "category": "animal"},
                 {"image": "/far/c.png", "caption": "half \ud83d", "image_id": "seven"},
             ],
         )
         source = open_sources([str(file)])
         assert texts(source, tmp_path) == [
-            ("pictures/a.png", ["one"]), ("7", ["two", "🐕 كلب"]), ("seven", ["half \ud83d"])]  # fmt: skip
-        assert open_picture(source[0].picture).size == (12, 8)
-        assert source[1].picture == tmp_path / "b.png"
+            ("images/a.png", ["one"]), ("7", ["two", "🐕 كلب"]), ("seven", ["half \ud83d"])]  # fmt: skip
+        assert open_image(source[0].image).size == (12, 8)
+        assert source[1].image == tmp_path / "b.png"
         assert source[1].category == "animal"
-        assert str(source[2].picture) == source[2].name == "/far/c.png"
+        assert str(source[2].image) == source[2].name == "/far/c.png"
 
     def test_image_root(self, tmp_path):
         file = write_json(tmp_path / "list.json", [{"image": "a.png", "caption": "x"}])
         record = open_sources([str(file)], image_root="/photos")[0]
-        assert (str(record.picture), record.image_id) == ("/photos/a.png", "/photos/a.png")
+        assert (str(record.image), record.image_id) == ("/photos/a.png", "/photos/a.png")
 
     def test_paths_as_they_are_when_only_those_exist(self, tmp_path, monkeypatch):
         (tmp_path / "lists").mkdir()
         (tmp_path / "a.png").write_bytes(RED)
         file = write_json(tmp_path / "lists" / "list.json", [{"image": "a.png", "caption": "x"}])
         monkeypatch.chdir(tmp_path)
-        assert open_picture(open_sources([str(file)])[0].picture).size == (12, 8)
+        assert open_image(open_sources([str(file)])[0].image).size == (12, 8)
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -101,8 +101,8 @@ class TestTar:
     def test_layouts_of_a_sample(self, tmp_path):
         members = {
             "a/0.png": RED, "a/0.txt": "ein Café\n".encode(),
-            "a/1.JPG": picture((0, 255, 0), kind="JPEG"), "a/1.json": b'{"caption": "green", "category": "colour"}',
-            "2.webp": picture((0, 0, 255), kind="WEBP"), "2.json": b'{"caption": ["blue", "", null]}', "2.txt": b"no",
+            "a/1.JPG": image((0, 255, 0), kind="JPEG"), "a/1.json": b'{"caption": "green", "category": "colour"}',
+            "2.webp": image((0, 0, 255), kind="WEBP"), "2.json": b'{"caption": ["blue", "", null]}', "2.txt": b"no",
             "3.txt": b"text first", "3.json": b'{"caption": null}', "3.png": RED,
             "5.png": RED, "5.json": b"[]",
         }  # fmt: skip
@@ -111,12 +111,12 @@ class TestTar:
             ("a/0", ["ein Café"]), ("a/1", ["green"]), ("2", ["blue"]), ("3", ["text first"]), ("5", [])]  # fmt: skip
         assert source[0].name == f"{tmp_path}/x.tar:a/0"
         assert [record.category for record in source] == [None, "colour", None, None, None]
-        colours = [open_picture(record.picture).getpixel((5, 5)) for record in source]
+        colours = [open_image(record.image).getpixel((5, 5)) for record in source]
         assert [max(range(3), key=colour.__getitem__) for colour in colours] == [0, 1, 2, 0, 0]
 
     def test_incomplete_samples_are_left_out_with_a_warning(self, tmp_path):
         members = {"0.png": RED, "1.txt": b"x", "2.png": RED, "2.txt": b"y", "3.json": b"{}", "notes": b""}
-        with pytest.warns(UserWarning, match=r"x\.tar: left out 3 samples without a picture and 1 without a caption"):
+        with pytest.warns(UserWarning, match=r"x\.tar: left out 3 samples without an image and 1 without a caption"):
             source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
         assert texts(source, tmp_path) == [("2", ["y"])]
 
@@ -131,7 +131,7 @@ class TestTar:
     @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz"])
     def test_compressed_shards(self, tmp_path, name):
         source = open_sources([str(write_tar(tmp_path / name, {"k.png": RED, "k.txt": b"red"}, "w:gz"))])
-        assert source[0].picture == RED
+        assert source[0].image == RED
         assert pickle.loads(pickle.dumps(source))[0] == source[0]
 
     def test_long_names_and_many_samples_stay_small(self, tmp_path):
@@ -141,7 +141,7 @@ class TestTar:
             members[f"{'deep/' * 30}{number:06d}.txt"] = b"t%d" % number
         source = open_sources([str(write_tar(tmp_path / "x.tar", members))])
         assert source[1999].captions == ["t1999"]
-        assert source[1999].picture == b"p1999"
+        assert source[1999].image == b"p1999"
         assert len(pickle.dumps(source)) < 2000 * 250
 
     def test_damaged_texts_are_errors_that_name_the_sample(self, tmp_path):
@@ -161,25 +161,25 @@ class TestTar:
 
     def test_no_samples(self, tmp_path):
         file = write_tar(tmp_path / "x.tar", {"readme": b""})
-        with pytest.raises(ValueError, match=r"x\.tar: no sample has picture and caption; KEY\.jpg with KEY\.txt"):
+        with pytest.raises(ValueError, match=r"x\.tar: no sample has image and caption; KEY\.jpg with KEY\.txt"):
             open_sources([str(file)])
 
 
 class TestFolder:
-    def test_pictures_with_texts_beside_them(self, tmp_path):
+    def test_images_with_texts_beside_them(self, tmp_path):
         (tmp_path / "sub").mkdir()
         for name, text in (("b", "one\n\n two \n"), ("sub/a.x", "كلب"), ("c", " \n")):
             (tmp_path / f"{name}.PNG").write_bytes(RED)
             (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8-sig")
         (tmp_path / "alone.jpg").write_bytes(RED)
-        with pytest.warns(UserWarning, match="left out 0 samples without a picture and 1 without a caption"):
+        with pytest.warns(UserWarning, match="left out 0 samples without an image and 1 without a caption"):
             source = open_sources([str(tmp_path)])
         assert texts(source, tmp_path) == [("b.PNG", ["one", "two"]), ("c.PNG", []), ("sub/a.x.PNG", ["كلب"])]
-        assert open_picture(source[2].picture).size == (12, 8)
+        assert open_image(source[2].image).size == (12, 8)
 
     def test_no_captions(self, tmp_path):
         (tmp_path / "a.png").write_bytes(RED)
-        with pytest.raises(ValueError, match=r"1 pictures, none with a caption file of the same name; put KEY\.txt"):
+        with pytest.raises(ValueError, match=r"1 images, none with a caption file of the same name; put KEY\.txt"):
             open_sources([str(tmp_path)])
 
     def test_folder_of_shards(self, tmp_path):
@@ -189,7 +189,7 @@ class TestFolder:
 
 
 class TestCaptionsOf:
-    def test_equal_those_of_the_records_without_reading_pictures(self, tmp_path, colours, monkeypatch):
+    def test_equal_those_of_the_records_without_reading_images(self, tmp_path, colours, monkeypatch):
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "a.png").touch()
         (tmp_path / "folder" / "a.txt").write_text("one\ntwo")
@@ -318,7 +318,7 @@ class TestHandingOver:
         assert not list(folder.iterdir())
 
 
-def test_equal_keys_in_other_folders_are_other_pictures(tmp_path):
+def test_equal_keys_in_other_folders_are_other_images(tmp_path):
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "0.tar", {"000.png": RED, "000.txt": b"red"})

@@ -10,7 +10,7 @@ import pytest
 
 from albef.data import world_tasks
 from albef.data.examples import open_examples
-from albef.data.pictures import open_picture
+from albef.data.images import open_image
 from albef.data.processor import load_tokenizer
 from albef.data.sources import open_sources
 from albef.data.world import COLOURS, QUARTERS, SHAPES, SIDE, SIZES, scene
@@ -36,14 +36,14 @@ def things_named(text, things):
 
 
 def lies(a, words, b):
-    """By the half of the picture that the middles of the boxes lie in."""
+    """By the half of the image that the middles of the boxes lie in."""
     axis, first = {"left of": (0, a), "right of": (0, b), "above": (1, a), "below": (1, b)}[words]
     second = b if first is a else a
     return first.box[axis] + first.box[axis + 2] / 2 < SIDE / 2 <= second.box[axis] + second.box[axis + 2] / 2
 
 
 def judge(text, things):
-    """The label that a statement about one picture deserves."""
+    """The label that a statement about one image deserves."""
     hidden = [word for word in text.split() if word in world_tasks.HIDDEN]
     if hidden:
         described = things_named(" ".join(word for word in text.split() if word in WORDS), things)
@@ -116,9 +116,9 @@ class TestScenes:
             for x, y, width, height in (thing.box for thing in things):
                 assert 0 <= x <= x + width <= SIDE and 0 <= y <= y + height <= SIDE
 
-    def test_the_picture_shows_the_things_in_their_boxes(self):
+    def test_the_image_shows_the_things_in_their_boxes(self):
         found = scene("test", 0)
-        pixels = np.asarray(found.picture()).astype(int)
+        pixels = np.asarray(found.image()).astype(int)
         for thing in found.things:
             x, y, width, height = thing.box
             inside = pixels[round(y) : round(y + height), round(x) : round(x + width)]
@@ -151,11 +151,11 @@ class TestEveryKind:
             assert len(encoding.ids) <= 14
             assert not any(token.startswith("##") or token == "[UNK]" for token in encoding.tokens), encoding.tokens
 
-    def test_pictures(self, kind):
+    def test_images(self, kind):
         for example in examples(kind, "world:test/2"):
-            assert len(example.pictures) == (2 if kind == "pairs" else 1)
-            for picture in example.pictures:
-                assert open_picture(picture).size == (SIDE, SIDE)
+            assert len(example.images) == (2 if kind == "pairs" else 1)
+            for image in example.images:
+                assert open_image(image).size == (SIDE, SIDE)
 
 
 class TestQuestions:
@@ -215,13 +215,13 @@ class TestStatements:
 class TestPairs:
     @pytest.fixture
     def found(self, monkeypatch):
-        """Examples whose pictures are the scenes themselves."""
+        """Examples whose images are the scenes themselves."""
         monkeypatch.setattr(world_tasks, "png", lambda scene: scene)
         return examples("pairs")
 
     def test_labels_are_right(self, found):
         for example in found:
-            left, right = (scene.things for scene in example.pictures)
+            left, right = (scene.things for scene in example.images)
             assert example.label == str(holds_of_both(example.text, left, right)), example
 
     def test_every_statement_is_true_of_two_pairs_in_four(self, found):
@@ -235,9 +235,9 @@ class TestPairs:
 
     def test_scenes_are_as_others(self, found):
         for example in found:
-            for shown in example.pictures:
+            for shown in example.images:
                 assert len({thing.colour for thing in shown.things}) == len(shown.things)
-        assert len({example.pictures for example in found}) == len(found)
+        assert len({example.images for example in found}) == len(found)
 
 
 class TestPhrases:

@@ -49,7 +49,7 @@ def vocabulary() -> list[str]:
 
 
 def images(kind: str, indices: list[int]) -> torch.Tensor:
-    """Pictures `indices` of the set as the model takes them; `kind` is "pretrain" or "downstream" (their size)."""
+    """Images `indices` of the set as the model takes them; `kind` is "pretrain" or "downstream" (their size)."""
     return tensors_of("images")[kind][indices].float() / 32
 
 
@@ -70,7 +70,7 @@ STARTS: dict[str, tuple[type[Backbone], str, str]] = {
     "nlvr_ta": (AlbefForTextAssignment, "pretrain", "pretrain"),
     "nlvr": (AlbefForPairs, "nlvr_ta", "downstream"),
 }
-"""What the official script of a task loads: the model, what it starts from, and the kind of its pictures."""
+"""What the official script of a task loads: the model, what it starts from, and the kind of its images."""
 
 
 def model(name: str) -> Backbone:
@@ -115,7 +115,7 @@ def _new_heads(name: str, recorded_as: dict[str, str]) -> dict[str, torch.Tensor
 
 
 def processor(image_size: tuple[int, int]) -> Processor:
-    """The set's tokenizer with pictures of `image_size` pixels."""
+    """The set's tokenizer with images of `image_size` pixels."""
     return Processor(build_tokenizer(vocabulary()), image_size)
 
 

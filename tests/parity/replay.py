@@ -38,7 +38,7 @@ def start(official=True):
 
 
 def batch_of(image_index, texts, input_ids, attention_mask):
-    """Ids tell equal texts and pictures from different ones."""
+    """Ids tell equal texts and images from different ones."""
     return {
         "pixel_values": golden.images("pretrain", image_index),
         "input_ids": input_ids,

@@ -15,8 +15,8 @@ def batch_of(name):
     if name == "ve":
         pixels = golden.images("downstream", record["image_index"])
     else:
-        pictures = (golden.images("downstream", record[f"image{side}_index"]) for side in (0, 1))
-        pixels = torch.stack(list(pictures), dim=1)
+        images = (golden.images("downstream", record[f"image{side}_index"]) for side in (0, 1))
+        pixels = torch.stack(list(images), dim=1)
     words = {key: tensors[key] for key in ("input_ids", "attention_mask")}
     return {"pixel_values": pixels, **words, "labels": tensors["targets"]}
 

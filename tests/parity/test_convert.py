@@ -94,7 +94,7 @@ def test_models_are_recognised():
         assert ("idx_queue" in recorded(name)) == any("idx_queue" in note for note in read.notes)
 
 
-def test_fine_tuned_checkpoint_has_its_picture_size():
+def test_fine_tuned_checkpoint_has_its_image_size():
     tuned = golden.checkpoint("retrieval")
     size = golden.json_of("meta")["ft_config"]["image_res"]
     assert tuned.config.image_size == (size, size) and tuned.queue is not None

@@ -82,7 +82,7 @@ def test_iou() -> None:
 
 
 def map_of(sample: dict[str, Any]) -> np.ndarray:
-    """The heat map of `sample`, [height, width] of its picture; its name holds its size, e.g. map24."""
+    """The heat map of `sample`, [height, width] of its image; its name holds its size, e.g. map24."""
     (name,) = [name for name in sample if name.startswith("map")]
     return boxes.upsample(sample[name], sample["image"]["height"], sample["image"]["width"])
 

@@ -73,7 +73,7 @@ def test_map_of_every_word(pairs):
     assert not padded[~mask.bool()].any()
 
 
-def test_rectangular_pictures(pairs):
+def test_rectangular_images(pairs):
     model, images, ids, mask, _ = pairs
     height, width = model.config.image_size
     wide = AlbefModel(replace(model.config, image_size=(height, width - model.config.patch_size))).eval()

@@ -16,7 +16,7 @@ def test_square_grids(pair):
     golden.close(got, tensors[f"{pair}.out"], pair, atol=1e-6, rtol=1e-6)
 
 
-def test_grids_of_a_checkpoint_read_for_larger_pictures():
+def test_grids_of_a_checkpoint_read_for_larger_images():
     recorded = golden.tensors_of("retrieval_loaded_extra")
     read = golden.checkpoint("pretrain", image_size=golden.json_of("meta")["ft_config"]["image_res"])
     assert read.teacher is not None

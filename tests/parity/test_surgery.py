@@ -114,7 +114,7 @@ def test_positions_of_retrieval():
 
 
 @pytest.mark.parametrize("name", ["nlvr", "nlvr_ta"])
-def test_layers_of_a_pair_share_what_reads_pictures(name):
+def test_layers_of_a_pair_share_what_reads_images(name):
     model = started(name)[0]
     pairs = {tuple(pair) for pair in record(name)["shared_parameters"]}
     assert set(aliases(model.config, type(model)).items()) == {pair for pair in pairs if online(pair)}

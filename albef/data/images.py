@@ -1,4 +1,4 @@
-"""Picture files of any kind to upright RGB, or a message that says what is wrong with them."""
+"""Image files of any kind to upright RGB, or a message that says what is wrong with them."""
 
 import contextlib
 import io
@@ -16,69 +16,69 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from albef.data.broken import BrokenPicture
+from albef.data.broken import BrokenImage
 
 T = TypeVar("T")
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-PictureSource = str | Path | bytes | BinaryIO
+ImageSource = str | Path | bytes | BinaryIO
 Edges = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
 
-def open_picture(source: PictureSource, name: str | None = None) -> Image.Image:
-    """Upright RGB picture from a path, the bytes of a file or a binary stream.
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Upright RGB image from a path, the bytes of a file or a binary stream.
 
     EXIF rotation is applied, transparency laid over white (the original drops it), 16-bit grey scaled to 8 bits, and
-    of an animation the first frame taken. `name` stands in messages in place of the source's own. Raises BrokenPicture
+    of an animation the first frame taken. `name` stands in messages in place of the source's own. Raises BrokenImage
     for whatever cannot be read whole, and for more pixels than PIL.Image.MAX_IMAGE_PIXELS allows.
     """
     return _opened(source, name, _whole)
 
 
 def open_crop(
-    source: PictureSource, edges_of: Callable[[int, int], Edges], size: tuple[int, int], name: str | None = None
+    source: ImageSource, edges_of: Callable[[int, int], Edges], size: tuple[int, int], name: str | None = None
 ) -> Pixels:
-    """A crop of what `open_picture` gives, for who scales it to `size` (height, width) afterwards.
+    """A crop of what `open_image` gives, for who scales it to `size` (height, width) afterwards.
 
-    edges_of: from the upright picture's width and height to the crop. A JPEG is decoded at 1/2, 1/4 or 1/8 if the crop
+    edges_of: from the upright image's width and height to the crop. A JPEG is decoded at 1/2, 1/4 or 1/8 if the crop
     is still at least `size` then; its edges go to the nearest of those coarser pixels.
     """
     return _opened(source, name, lambda image: _cropped(image, edges_of, size))
 
 
-def _opened(source: PictureSource, name: str | None, decode: Callable[[Image.Image], T]) -> T:
-    """What `decode` makes of the picture as it lies in its file; BrokenPicture for whatever goes wrong there."""
+def _opened(source: ImageSource, name: str | None, decode: Callable[[Image.Image], T]) -> T:
+    """What `decode` makes of the image as it lies in its file; BrokenImage for whatever goes wrong there."""
     name = name or _name_of(source)
     if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise BrokenPicture(name, "no such file", "check the path and image_root")
+        raise BrokenImage(name, "no such file", "check the path and image_root")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return decode(image)
     except Image.DecompressionBombError as error:
-        raise BrokenPicture(name, f"absurdly large ({error})", "scale it down or leave it out") from error
+        raise BrokenImage(name, f"absurdly large ({error})", "scale it down or leave it out") from error
     except UnidentifiedImageError as error:
-        reason = "the file is empty (0 bytes)" if _is_empty(source) else "not a picture in a known format"
-        raise BrokenPicture(name, reason, "fetch it again or leave it out") from error
+        reason = "the file is empty (0 bytes)" if _is_empty(source) else "not an image in a known format"
+        raise BrokenImage(name, reason, "fetch it again or leave it out") from error
     except Exception as error:  # damaged files make the decoders raise nearly anything, from OSError to SyntaxError
-        raise BrokenPicture(name, f"damaged ({error})", "fetch it again or leave it out") from error
+        raise BrokenImage(name, f"damaged ({error})", "fetch it again or leave it out") from error
 
 
-def _name_of(source: PictureSource) -> str:
+def _name_of(source: ImageSource) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     if isinstance(source, bytes):
-        return f"picture of {len(source)} bytes"
+        return f"image of {len(source)} bytes"
     if hasattr(source, "read"):
-        return str(getattr(source, "name", "picture from a stream"))
-    raise TypeError(f"cannot open a {type(source).__name__} as a picture; give a path, bytes or a binary stream")
+        return str(getattr(source, "name", "image from a stream"))
+    raise TypeError(f"cannot open a {type(source).__name__} as an image; give a path, bytes or a binary stream")
 
 
-def _is_empty(source: PictureSource) -> bool:
+def _is_empty(source: ImageSource) -> bool:
     if isinstance(source, bytes):
         return not source
     if isinstance(source, (str, Path)):
@@ -119,7 +119,7 @@ def _jpeg(image: Any, reduction: int) -> Pixels:
 
 
 def _moved(edges: Edges, size: tuple[int, int], found: tuple[int, int]) -> Edges:
-    """Edges in a picture of `size` (width, height), in the nearest pixels of the same at another size."""
+    """Edges in an image of `size` (width, height), in the nearest pixels of the same at another size."""
     left, right = _moved_along(edges[0], edges[2], size[0], found[0])
     top, bottom = _moved_along(edges[1], edges[3], size[1], found[1])
     return left, top, right, bottom
@@ -137,13 +137,13 @@ def reduction_of(width: int, height: int, size: tuple[int, int]) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A PIL picture of any mode as upright 8-bit RGB, a new one; see `open_picture`."""
+    """A PIL image of any mode as upright 8-bit RGB, a new one; see `open_image`."""
     found = _rgb(_upright(image))
     return found.copy() if found is image else found
 
 
 def _orientation(image: Image.Image) -> int:
-    with contextlib.suppress(*_EXIF_ERRORS):  # a picture with damaged EXIF data is still a picture: leave it as it lies
+    with contextlib.suppress(*_EXIF_ERRORS):  # an image with damaged EXIF data is still an image: leave it as it lies
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     return 1
 
@@ -166,7 +166,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey picture of 16 or 32 bits scaled to 0..255 by the range its values need: 1, 255, 65535 or their peak."""
+    """Grey image of 16 or 32 bits scaled to 0..255 by the range its values need: 1, 255, 65535 or their peak."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0).clip(min=0)
     peak = values.max()
     if image.mode.startswith("I;16"):
@@ -179,7 +179,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """RGB PIL picture to uint8 [3, H, W]."""
+    """RGB PIL image to uint8 [3, H, W]."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
@@ -187,7 +187,7 @@ def resized_for_training(pixels: Pixels, size: tuple[int, int]) -> Tensor:
     """Bicubic with antialiasing, to uint8 [height, width, 3].
 
     By PyTorch, whose AVX2 code takes a sixth of Pillow's time. Values differ from Pillow's by 0.3 of 255 in the mean
-    where the picture is distorted most.
+    where the image is distorted most.
     """
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # [1, 3, h, w], colours innermost in memory
     return F.interpolate(image, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
