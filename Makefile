@@ -23,7 +23,7 @@ test: $(VENV)/dev  ## run the tests
 check: $(VENV)/dev  ## formatting, lint, types, then the tests: what CI runs
 	@$(BIN)/ruff format --quiet --check . || { echo "make check: format with $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary albef
+	@$(BIN)/mypy --no-error-summary albef albef_demo
 	@$(MAKE) --no-print-directory test
 
 bench: $(VENV)/dev  ## time, memory and arithmetic of training, ranking, loading and search

@@ -15,6 +15,7 @@ from torch import Tensor
 from albef.data.images import ImageSource, open_image, to_rgb
 from albef.data.processor import Processor, clean_caption
 from albef.data.records import Box, box_of
+from albef.errors import AlbefTypeError, AlbefValueError
 from albef.heat import heat
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
@@ -110,9 +111,9 @@ class OneImage:
         """
         model = self._model(AlbefForAnswering, "answer questions", "vqa")
         if free and answers is not None:
-            raise ValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
+            raise AlbefValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
         if k < 1:
-            raise ValueError(f"k {k}: ask for at least one answer")
+            raise AlbefValueError(f"k {k}: ask for at least one answer")
         words = vqa.questions(self.processor, [question], vqa.TEST_WORDS, model.config.max_positions)
         ids, mask = self._on(words)
         states = model.read(self._pixels(image), ids, mask)
@@ -163,7 +164,9 @@ class OneImage:
         """
         model = self._model(AlbefModel, "ground", "grounding")
         if candidates is not None and not len(candidates):
-            raise ValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
+            raise AlbefValueError(
+                "candidates is empty; give boxes to choose among, or leave it out for the map's own box"
+            )
         given = [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
         opened = _opened(image)
         size, inputs = (opened.height, opened.width), (self._pixels(opened), *self._words(text))
@@ -190,7 +193,7 @@ class OneImage:
 
     def _model(self, kind: type[M], what: str, task: str) -> M:
         if not isinstance(self.model, kind):
-            raise TypeError(
+            raise AlbefTypeError(
                 f"{self.name} is an {type(self.model).__name__}, which can't {what}: load an {kind.__name__}, "
                 f"such as `albef train` makes with a recipe of the task `{task}`"
             )
@@ -201,7 +204,7 @@ class OneImage:
 
     def _words(self, text: str) -> tuple[Tensor, Tensor]:
         if not clean_caption(text):
-            raise ValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
+            raise AlbefValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
         return self._on(self.processor.texts([text], self.model.config.max_positions))
 
     def _on(self, words: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from albef.errors import AlbefError, AlbefFileNotFoundError, AlbefValueError
+
 HELP = """\
 Vision-language models that are aligned before they are fused.
 
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options, rest)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError) as error:
+    except (AlbefError, OSError) as error:
         if options.traceback:
             raise
         sys.exit(f"albef: {error}")
@@ -175,11 +177,11 @@ def _check_places(*paths: Path | None) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"{path}: is a folder; name a file in it")
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+            raise AlbefFileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _demo(options: argparse.Namespace, _: list[str]) -> None:
-    from albef import demo
+    import albef_demo as demo
 
     if options.query:
         demo.search(options.query, options.top, options.out)
@@ -207,9 +209,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if folder is not None:
         if options.recipe or rest:
             extra = " ".join([*filter(None, [options.recipe]), *rest])
-            raise ValueError(f"--resume takes everything from {folder / engine.RECIPE}; leave out {extra}")
+            raise AlbefValueError(f"--resume takes everything from {folder / engine.RECIPE}; leave out {extra}")
         if not (folder / engine.RECIPE).exists():
-            raise FileNotFoundError(f"{folder}: no run here (no {engine.RECIPE}); start one with albef train NAME")
+            raise AlbefFileNotFoundError(f"{folder}: no run here (no {engine.RECIPE}); start one with albef train NAME")
         recipe = Recipe.load(folder / engine.RECIPE)
     else:
         recipe = _resolve(options, rest)
@@ -247,7 +249,7 @@ def _resolve(options: argparse.Namespace, rest: list[str]):
     from albef.recipe import Recipe
 
     if not options.recipe:
-        raise ValueError("which recipe? `albef recipes` lists them; or --resume FOLDER")
+        raise AlbefValueError("which recipe? `albef recipes` lists them; or --resume FOLDER")
     path = Path(options.recipe)
     recipe = Recipe.load(path) if path.suffix == ".json" else find_recipe(options.recipe)()
     if options.show_help:
@@ -255,17 +257,24 @@ def _resolve(options: argparse.Namespace, rest: list[str]):
     return tyro.cli(Recipe, prog=f"albef train {options.recipe}", default=recipe, args=rest)
 
 
+def all_recipes():
+    """Every recipe function by the name it has on the command line: the paper's, then the demonstration's."""
+    from albef import recipes
+    from albef_demo import recipes as demo_recipes
+
+    return recipes.RECIPES | demo_recipes.RECIPES
+
+
 def find_recipe(name: str):
     """The recipe function called `name`; an unknown name is an error with the nearest one."""
     import difflib
 
-    from albef.recipes import RECIPES
-
-    if name not in RECIPES:
-        nearest = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(RECIPES)}, and it comes first"
-        raise ValueError(f"unknown recipe {name!r}; {hint}")
-    return RECIPES[name]
+    recipes = all_recipes()
+    if name not in recipes:
+        nearest = difflib.get_close_matches(name, recipes, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(recipes)}, and it comes first"
+        raise AlbefValueError(f"unknown recipe {name!r}; {hint}")
+    return recipes[name]
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
@@ -321,7 +330,7 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
 
     path, out = options.checkpoint, options.out
     if bool(path) == bool(options.deit or options.bert):
-        raise ValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
+        raise AlbefValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
     if path and path.is_dir():
         processor = Processor.from_pretrained(path)
         print(convert.convert_folder(path, out, options.image_size, options.half, options.slim))
@@ -344,8 +353,6 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _recipes(options: argparse.Namespace, _: list[str]) -> None:
-    from albef.recipes import RECIPES
-
     if options.name:
         function = find_recipe(options.name)
         print(textwrap.dedent(function.__doc__ or "").strip(), end="\n\n")
@@ -353,5 +360,5 @@ def _recipes(options: argparse.Namespace, _: list[str]) -> None:
 
         print(json.dumps(asdict(function()), indent=2))
         return
-    for name, function in RECIPES.items():
+    for name, function in all_recipes().items():
         print(f"{name:<16} {(function.__doc__ or '').splitlines()[0]}")

@@ -16,6 +16,7 @@ from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
+from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     given = [name for name in TASKS_OF if not (getattr(options, name) is None or getattr(options, name) is False)]
     for name in ("k", "captions"):
         if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name} {value}: give at least 1, or leave it out")
+            raise AlbefValueError(f"--{name} {value}: give at least 1, or leave it out")
     for name, value in PROTOCOLS.get(options.protocol, {}).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -82,9 +83,9 @@ def _task(model: Backbone, options: argparse.Namespace) -> str:
         return options.task or "retrieval"
     tasks = {AlbefForAnswering: "vqa", AlbefForClassification: "classification", AlbefForPairs: "nlvr2"}
     if type(model) not in tasks:
-        raise ValueError(f"an {type(model).__name__} is only a start for others; fine-tune it first")
+        raise AlbefValueError(f"an {type(model).__name__} is only a start for others; fine-tune it first")
     if options.task:
-        raise ValueError(
+        raise AlbefValueError(
             f"--task {options.task}: only a model that matches has the choice, and {options.model} is an "
             f"{type(model).__name__}, measured by {tasks[type(model)]}; leave it out"
         )
@@ -96,12 +97,12 @@ def _check_options(given: Sequence[str], task: str, options: argparse.Namespace)
     for name in given:
         if task not in TASKS_OF[name]:
             remedy = " or add --task grounding" if task == "retrieval" and "grounding" in TASKS_OF[name] else ""
-            raise ValueError(
+            raise AlbefValueError(
                 f"--{name.replace('_', '-')}{_shown(getattr(options, name))}: is for {', '.join(TASKS_OF[name])}, but "
                 f"{options.model} is measured by the rules of {task}; leave it out{remedy}"
             )
     if options.way and not options.results:
-        raise ValueError(
+        raise AlbefValueError(
             f"--way {options.way}: says which answers --results writes; add --results FILE, or leave it out"
         )
 
@@ -129,7 +130,7 @@ def _evaluate(model: Any, task: str, processor: Processor, options: argparse.Nam
     truth = "answer" if task == "vqa" else "label"
     if not any(_is_known(source[index]) for index in range(len(source))):
         if not options.results:
-            raise ValueError(
+            raise AlbefValueError(
                 f"{' '.join(options.data)}: no example has its {truth}, so there is nothing to measure by; add "
                 f"--results FILE to have the model's written, or give a list with every {truth}"
             )
@@ -170,7 +171,7 @@ def _pairs(options: argparse.Namespace) -> Source:
             open_examples("phrases", options.data, options.image_root)
         except (ValueError, FileNotFoundError):
             raise error from None
-        raise ValueError(f"{', '.join(options.data)}: phrases, not captions; add --task grounding") from error
+        raise AlbefValueError(f"{', '.join(options.data)}: phrases, not captions; add --task grounding") from error
 
 
 def _answers(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from albef.errors import AlbefValueError
 from albef.models.config import AlbefConfig
 
 Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"]
@@ -168,7 +169,9 @@ class Recipe:
         """Reads a saved recipe; an unknown field is an error that names the nearest one."""
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
-            raise ValueError(f"{path} is no recipe but a {type(values).__name__}; give data with --data.train {path}")
+            raise AlbefValueError(
+                f"{path} is no recipe but a {type(values).__name__}; give data with --data.train {path}"
+            )
         return _build(cls, values, str(path))
 
 
@@ -195,11 +198,11 @@ def _check(recipe: Recipe) -> None:
     ):
         if value < low or (high is not None and value > high):
             rule = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise ValueError(f"recipe {recipe.name!r}: {name} is {value}, but must be {rule}")
+            raise AlbefValueError(f"recipe {recipe.name!r}: {name} is {value}, but must be {rule}")
     if recipe.optim.schedule == "official" and not recipe.epochs:
-        raise ValueError(f"recipe {recipe.name!r}: optim.schedule `official` counts in epochs; set epochs")
+        raise AlbefValueError(f"recipe {recipe.name!r}: optim.schedule `official` counts in epochs; set epochs")
     if objective.align_first and not objective.itc:
-        raise ValueError(f"recipe {recipe.name!r}: without objective.itc, objective.align_first must be 0")
+        raise AlbefValueError(f"recipe {recipe.name!r}: without objective.itc, objective.align_first must be 0")
 
 
 def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
@@ -208,16 +211,16 @@ def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") ->
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"
-            raise ValueError(f"{source}: unknown recipe field {prefix}{name}; {hint}")
+            raise AlbefValueError(f"{source}: unknown recipe field {prefix}{name}; {hint}")
     built, types = {}, get_type_hints(kind)
     for name, value in values.items():
         default = getattr(kind(), name)
         choices = get_args(types[name]) if get_origin(types[name]) is Literal else None
         if choices and value not in choices:
-            raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be one of {', '.join(choices)}")
+            raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be one of {', '.join(choices)}")
         optional = type(None) in get_args(types[name]) and value is None
         if isinstance(default, tuple) and not optional and not isinstance(value, (list, tuple)):
-            raise ValueError(f"{source}: {prefix}{name} is {value!r}, but must be a list")
+            raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be a list")
         if is_dataclass(default):
             built[name] = _build(type(default), value, source, f"{prefix}{name}.")
         else:

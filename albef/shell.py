@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from albef import api
+from albef.errors import AlbefValueError
 from albef.tasks.vqa import read_answers
 
 Found = tuple[Any, list[str]]
@@ -41,7 +42,9 @@ def ground(options: argparse.Namespace) -> Found:
     """Also writes the image under its heat map to `options.out`. ValueError for a suffix of no kind of image."""
     kinds = sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE)
     if options.out.suffix.lower() not in kinds:
-        raise ValueError(f"--out {options.out}: its suffix says how it is written; give .png, .jpg or another image's")
+        raise AlbefValueError(
+            f"--out {options.out}: its suffix says how it is written; give .png, .jpg or another image's"
+        )
     region = _load(options).ground(options.image, options.text, options.mode, options.layer)
     region.overlay().save(options.out)
     x, y, width, height = (float(side) for side in region.box)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from albef.report.chart import HEIGHT, WIDTH, Chart, Line, chart_svg
+from albef_demo.report.chart import HEIGHT, WIDTH, Chart, Line, chart_svg
 
 STYLE = """
 svg { font: 12px system-ui, sans-serif } rect { fill: #fff } text { fill: #5b6270 }

@@ -13,11 +13,11 @@ import albef
 from albef.api import OneImage
 from albef.data.broken import BrokenImage
 from albef.data.processor import Processor, load_tokenizer
-from albef.data.world import scene
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.tasks import classification, grounding, vqa
+from albef_demo.world import scene
 from tests.worlds import TINY
 
 KINDS = (AlbefModel, AlbefForAnswering, AlbefForClassification, AlbefForPairs, AlbefForTextAssignment)

@@ -9,11 +9,11 @@ from PIL import Image
 import albef
 import albef.api
 from albef.cli import _parser, main
-from albef.data.world import scene
 from albef.evaluation import TASKS_OF
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef_demo.world import scene
 from tests.test_api import LISTED, save
 
 KINDS = {
@@ -282,7 +282,7 @@ def test_boxes_outside_of_their_image_are_told(run, tmp_path):
 
 def test_evaluate_retrieval(run, tmp_path):
     printed, found = figures(run, tmp_path, "matching", "--data", "captions.json", "--k", 2)
-    assert found.keys() == {"itc", "itm", "sum"} and "3 images, 6 texts, up to 2 candidates re-ranked" in printed
+    assert found.keys() == {"itc", "itm", "sum"} and "3 pictures, 6 texts, up to 2 candidates re-ranked" in printed
 
 
 def test_zero_shot_says_which_weights_it_needs(run, tmp_path):

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from albef import demo, recipes, report
+import albef_demo as demo
 from albef.data.processor import Processor, train_tokenizer
-from albef.demo.style import Unseen
-from albef.demo.teacher import _examples, _kind
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
+from albef_demo import recipes, report
+from albef_demo.style import Unseen
+from albef_demo.teacher import _examples, _kind
 from tests.test_demo_tasks import EVERY
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange")

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from albef import demo, recipes, report
+import albef_demo as demo
 from albef.data.processor import Processor, load_tokenizer
-from albef.demo import every_task, pages
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef.report.chart import Chart, Line
-from albef.report.prose import PROSE
-from albef.report.tasks import Block, Found, Judged, Pointed, Spot, enlarged
+from albef_demo import every_task, pages, recipes, report
+from albef_demo.report.chart import Chart, Line
+from albef_demo.report.prose import PROSE
+from albef_demo.report.tasks import Block, Found, Judged, Pointed, Spot, enlarged
 from tests.test_report import EVIL, Page, image
 from tests.test_report import figures as recalls
 

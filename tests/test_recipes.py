@@ -6,27 +6,27 @@ from typing import get_args
 import pytest
 import torch
 
+from albef.cli import all_recipes
 from albef.engine.optim import learning_rate, ramp
 from albef.models.albef import AlbefModel
 from albef.models.config import preset
 from albef.models.flops import pretraining_flops
 from albef.recipe import Objective, Optim, Recipe, Task
-from albef.recipes import RECIPES
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", all_recipes())
 def test_recipes_can_be_built_and_saved(name, tmp_path):
-    recipe = RECIPES[name]()
+    recipe = all_recipes()[name]()
     assert recipe.name == name
     with torch.device("meta"):
         AlbefModel(recipe.model)
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == recipe
-    assert f"albef train {name}" in RECIPES[name].__doc__
+    assert f"albef train {name}" in all_recipes()[name].__doc__
 
 
 def test_the_papers_numbers():
-    recipe, smaller = RECIPES["pretrain-14m"](), RECIPES["pretrain-4m"]()
+    recipe, smaller = all_recipes()["pretrain-14m"](), all_recipes()["pretrain-4m"]()
     assert (recipe.batch_size, recipe.epochs, recipe.model.image_size) == (512, 30, (256, 256))
     assert recipe.objective == Objective(
         queue_size=65536, momentum=0.995, alpha=0.4, mlm_probability=0.15, temp=0.07, itm_negatives=1, align_first=0.0
@@ -52,7 +52,7 @@ FINE_TUNING = {
 @pytest.mark.parametrize("name", FINE_TUNING)
 def test_the_papers_numbers_of_fine_tuning(name):
     size, batch, epochs, lr, warmup, k, tokens, alpha_steps = FINE_TUNING[name]
-    recipe = RECIPES[name]()
+    recipe = all_recipes()[name]()
     assert recipe.model == preset("base").at_size(size)
     assert (recipe.batch_size, recipe.epochs, recipe.steps) == (batch, epochs, 0)
     min_lr = 1e-5 if name == "text-assignment" else 1e-6
@@ -67,7 +67,9 @@ def test_the_papers_numbers_of_fine_tuning(name):
 
 def test_every_task_has_a_recipe_at_both_sizes():
     for task in get_args(Task):
-        sizes = {recipe.model.text_width for recipe in (make() for make in RECIPES.values()) if recipe.task == task}
+        sizes = {
+            recipe.model.text_width for recipe in (make() for make in all_recipes().values()) if recipe.task == task
+        }
         assert sizes >= {768, 128}, task
 
 
@@ -84,7 +86,7 @@ def test_distillation_ramps_up():
 
 def test_flops_of_the_papers_model():
     """The image encoder alone is 2 x 86 M multiply-adds a token, forward; the student's backward costs twice that."""
-    config = RECIPES["pretrain-14m"]().model
+    config = all_recipes()["pretrain-14m"]().model
     per_pair = pretraining_flops(config, 25)
     image = 4 * 2 * 85e6 * 257
     assert image < per_pair < 2 * image

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from albef import report
-from albef.report.chart import Chart, Line, _ticks, chart_svg
+from albef_demo import report
+from albef_demo.report.chart import Chart, Line, _ticks, chart_svg
 
 EVIL = '<script>alert("x")</script> & $title'
 VOID = {"meta", "img", "br"}

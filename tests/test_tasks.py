@@ -17,7 +17,6 @@ from albef import distributed
 from albef.data.examples import open_examples
 from albef.data.processor import Processor, load_tokenizer
 from albef.data.records import Example
-from albef.data.world import SIDE, png, scene
 from albef.engine import checkpoint
 from albef.engine.train import Interrupted, train
 from albef.models.albef import AlbefModel
@@ -27,6 +26,7 @@ from albef.objectives.classify import AssignObjective
 from albef.objectives.losses import soft_cross_entropy
 from albef.recipe import Optim
 from albef.tasks import classification, grounding, make_task, nlvr2, vqa
+from albef_demo.world import SIDE, png, scene
 from tests.worlds import TINY, tiny_recipe
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import torch
 
 from albef.data.processor import Processor, load_tokenizer
 from albef.data.records import Example
-from albef.data.world import png, scene
 from albef.models.answering import AlbefForAnswering
 from albef.tasks import vqa
+from albef_demo.world import png, scene
 from tests.worlds import TINY
 
 QUESTIONS = ["what colour is the ring", "how big is it", "is there a small red circle at the top left"]

@@ -11,23 +11,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from albef.cli import all_recipes
 from albef.data.examples import open_examples
 from albef.data.processor import Processor
 from albef.data.records import Example
-from albef.data.world import COLOURS, parse, png, scene
 from albef.engine.train import train
 from albef.models.albef import AlbefModel
-from albef.recipes import RECIPES
 from albef.tasks import make_task
 from albef.tasks.classification import Classification
 from albef.tasks.vqa import Vqa
+from albef_demo.world import COLOURS, parse, png, scene
 
 pytestmark = pytest.mark.learning
 
 
 def learnt(name, folder, steps, test, init="world", data="world:train/2000", lr=1e-3, seed=1):
     """The figures of `world-{name}` on `test` after so many steps on `data`."""
-    recipe = RECIPES[f"world-{name}"]()
+    recipe = all_recipes()[f"world-{name}"]()
     recipe = replace(
         recipe,
         init=str(init),

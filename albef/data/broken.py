@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from albef.errors import AlbefRuntimeError, AlbefValueError
+
 Broken = list[tuple[str, str]]  # name of an image, reason why it could not be read
 
 
-class BrokenImage(ValueError):
+class BrokenImage(AlbefValueError):
     """An image that cannot be read; the message says which, why, and what to do."""
 
     def __init__(self, name: str, reason: str, remedy: str) -> None:
@@ -36,7 +38,7 @@ class BrokenCounter:
     def check(self, final: bool = False) -> None:
         """RuntimeError with up to ten names and reasons when more than `limit` of the images were broken."""
         if self.failures > self.limit * self.seen and (final or self.seen >= self.patience):
-            raise RuntimeError(
+            raise AlbefRuntimeError(
                 f"{self.report()}. More than {self.limit:.2%} is not tolerated: "
                 "mend or remove these files, check image_root, or raise the limit"
             )

@@ -20,6 +20,7 @@ from albef.data.loader import Pair, read_all, read_or_replace, readable_of
 from albef.data.processor import Processor
 from albef.data.progress import tracked
 from albef.data.records import Example, ExampleSource
+from albef.errors import AlbefValueError
 
 Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to tensors, the task's own
 
@@ -130,7 +131,9 @@ class CachedExamples:
         self.examples = [example for example, keep in zip(examples, kept, strict=True) if keep]
         self.rows = torch.from_numpy(rows[kept])  # [examples, P]
         if not self.examples:
-            raise ValueError(f"none of {len(examples)} examples could be read, {listing(self.broken)}; check the data")
+            raise AlbefValueError(
+                f"none of {len(examples)} examples could be read, {listing(self.broken)}; check the data"
+            )
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -24,9 +24,8 @@ from albef.data.records import (
 )
 from albef.data.refcoco import is_refer, refcoco_examples
 from albef.data.sources import Fault, expand, is_texts, json_records, root_of
-from albef.data.world import PREFIX as WORLD
-from albef.data.world_tasks import WorldExamples
-from albef.files import data_path
+from albef.errors import AlbefValueError
+from albef.files import data_path, generator
 
 __all__ = ["Box", "Example", "ExampleSource", "Kind", "open_examples"]
 
@@ -48,13 +47,13 @@ def open_examples(
     if isinstance(paths, str):
         raise TypeError(f"open_examples wants a list of paths, got the string {paths!r}; write [path]")
     if kind not in _FORMS:
-        raise ValueError(f"{kind!r} is no kind of examples; there are {', '.join(_FORMS)}")
+        raise AlbefValueError(f"{kind!r} is no kind of examples; there are {', '.join(_FORMS)}")
     sources: list[ExampleSource] = []
     for pattern in paths:
         first = sum(map(len, sources))
         sources += _opened(kind, pattern, first, image_root, vg_root)
     if not sources:
-        raise ValueError("no data: the list of paths is empty; name a JSON list")
+        raise AlbefValueError("no data: the list of paths is empty; name a JSON list")
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
@@ -62,8 +61,8 @@ def _opened(
     kind: Kind, pattern: str, first: int, image_root: str | None, vg_root: str | None
 ) -> Iterator[ExampleSource]:
     """What a pattern stands for; the running number begins with `first`."""
-    if pattern.startswith(WORLD):
-        yield WorldExamples(kind, pattern)
+    if made := generator(pattern):
+        yield made.open_examples(kind, pattern)
         return
     place = Path(data_path(pattern))
     if kind == "phrases" and not place.exists() and is_refer(place.parent):
@@ -77,7 +76,9 @@ def _opened(
             first += len(found)
         else:
             refer = " or a folder of REFER, with refs(*).p and instances.json" if kind == "phrases" else ""
-            raise ValueError(f"{file}: no {kind} examples; give a .json list such as [{_FORMS[kind].right}]{refer}")
+            raise AlbefValueError(
+                f"{file}: no {kind} examples; give a .json list such as [{_FORMS[kind].right}]{refer}"
+            )
 
 
 @dataclass(frozen=True)

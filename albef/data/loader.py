@@ -29,6 +29,7 @@ from albef.data.images import open_image
 from albef.data.processor import Processor, clean_caption
 from albef.data.progress import tracked
 from albef.data.records import THREADS, Record, Source
+from albef.errors import AlbefRuntimeError, AlbefValueError
 
 Item = TypeVar("Item")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
@@ -111,7 +112,7 @@ def read_or_replace(
         except BrokenImage as error:
             broken.append((error.name, error.reason))
             index = int(rng.integers(size))
-    raise RuntimeError(f"{MAX_REPLACEMENTS} images in a row could not be read, {listing(broken)}; check the data")
+    raise AlbefRuntimeError(f"{MAX_REPLACEMENTS} images in a row could not be read, {listing(broken)}; check the data")
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
@@ -162,11 +163,11 @@ class StepBatches:
         self, size: int, batch_size: int, steps: int, seed: int = 0, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
         if not 0 < batch_size <= size:
-            raise ValueError(
+            raise AlbefValueError(
                 f"batch_size {batch_size} must lie in 1..{size}, the number of samples; lower it or add data"
             )
         if batch_size % world or not 0 <= rank < world:
-            raise ValueError(
+            raise AlbefValueError(
                 f"batch_size {batch_size} must divide by the {world} ranks, and rank {rank} be one of them"
             )
         self.size, self.batch_size, self.steps, self.seed, self.start = size, batch_size, steps, seed, start
@@ -234,7 +235,7 @@ class CachedSet:
                 image_ids.append(stable_id(record.image_id))
                 captions.append(record.captions)
         if not captions:
-            raise ValueError(f"none of {len(source)} images could be read, {listing(self.broken)}; check the data")
+            raise AlbefValueError(f"none of {len(source)} images could be read, {listing(self.broken)}; check the data")
         self.pixels = self.pixels[: len(captions)]
         self.image_ids = torch.tensor(image_ids)
         self._keep_captions(captions, processor, max_tokens)

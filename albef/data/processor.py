@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from albef.data.images import ImageSource, open_image, pixels_of, to_rgb
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ASSETS, data_path, model_folder
 
 BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
@@ -53,7 +54,7 @@ def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     missing = [name for name in SPECIALS if name not in ids]
     if missing:
-        raise ValueError(f"the vocabulary of {len(ids)} pieces lacks {', '.join(missing)}; add one line for each")
+        raise AlbefValueError(f"the vocabulary of {len(ids)} pieces lacks {', '.join(missing)}; add one line for each")
     tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -67,7 +68,9 @@ def load_tokenizer(source: str) -> Tokenizer:
     """A tokenizer from a `vocab.txt` (one piece a line), a `tokenizer.json`, or `bert` for BERT's own."""
     path = BERT_VOCABULARY if source == "bert" else Path(data_path(source))
     if not path.is_file():
-        raise FileNotFoundError(f"{source}: no such vocabulary; give a vocab.txt, a tokenizer.json, or the word `bert`")
+        raise AlbefFileNotFoundError(
+            f"{source}: no such vocabulary; give a vocab.txt, a tokenizer.json, or the word `bert`"
+        )
     if path.suffix == ".json":
         return Tokenizer.from_file(str(path))
     return build_tokenizer(path.read_text(encoding="utf-8").splitlines())
@@ -80,7 +83,7 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     as a continuation, then the merges seen at least twice. ValueError when `vocab_size` leaves no room for them.
     """
     if vocab_size < 2 * len(SPECIALS):
-        raise ValueError(f"vocab_size {vocab_size} must be at least {2 * len(SPECIALS)}; 2,500 suits small sets")
+        raise AlbefValueError(f"vocab_size {vocab_size} must be at least {2 * len(SPECIALS)}; 2,500 suits small sets")
     blank = build_tokenizer(SPECIALS)
     texts = [blank.normalizer.normalize_str(_whole(clean_caption(caption))) for caption in captions]
     counts = Counter(character for text in texts for character in text if not character.isspace())
@@ -118,9 +121,11 @@ class Processor:
     def __post_init__(self) -> None:
         size = self.image_size
         if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
-            raise ValueError(f"image_size {size!r} must be (height, width) in pixels, for example (256, 256)")
+            raise AlbefValueError(f"image_size {size!r} must be (height, width) in pixels, for example (256, 256)")
         if self.max_tokens < 1 or self.max_words < 0:
-            raise ValueError(f"max_tokens {self.max_tokens} must be at least 1, max_words {self.max_words} at least 0")
+            raise AlbefValueError(
+                f"max_tokens {self.max_tokens} must be at least 1, max_words {self.max_words} at least 0"
+            )
         self.image_size = (size[0], size[1])
 
     def images(self, images: Sequence[Image.Image | ImageSource]) -> Tensor:
@@ -138,7 +143,7 @@ class Processor:
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], 0..255, to float32 of mean about 0 and deviation about 1, on the device it lies on."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"normalise wants uint8 [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+            raise AlbefValueError(f"normalise wants uint8 [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
@@ -153,7 +158,7 @@ class Processor:
         _check_texts(texts)
         limit = min(self.max_tokens, pad_to or self.max_tokens) if max_tokens is None else max_tokens
         if limit < 1 or (pad_to is not None and pad_to < limit):
-            raise ValueError(f"max_tokens {limit} must be at least 1 and at most pad_to ({pad_to})")
+            raise AlbefValueError(f"max_tokens {limit} must be at least 1 and at most pad_to ({pad_to})")
         cleaned = [clean_caption(text, self.max_words) for text in texts] if clean else list(texts)
         return self._padded([row[:limit] for row in self._ids(cleaned)], pad_to)
 
@@ -205,7 +210,9 @@ class Processor:
     def _id(self, piece: str) -> int:
         found = self.tokenizer.token_to_id(piece)
         if found is None:
-            raise ValueError(f"the tokenizer has no piece {piece}; make it with build_tokenizer or train_tokenizer")
+            raise AlbefValueError(
+                f"the tokenizer has no piece {piece}; make it with build_tokenizer or train_tokenizer"
+            )
         return found
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -234,7 +241,7 @@ class Processor:
             words = {key: config[key] for key in ("max_words", "max_tokens") if key in config}
             return cls(tokenizer, (size["height"], size["width"]), tuple(mean), tuple(std), **words)
         except Exception as error:  # `tokenizers` raises plain Exception
-            raise ValueError(f"{path}: {error!r}; give a folder that save_pretrained wrote") from error
+            raise AlbefValueError(f"{path}: {error!r}; give a folder that save_pretrained wrote") from error
 
 
 def _whole(text: str) -> str:
@@ -252,5 +259,5 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError("no such file")
+        raise AlbefFileNotFoundError("no such file")
     return path.read_text(encoding="utf-8")

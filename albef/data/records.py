@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from albef.errors import AlbefValueError
+
 SMALL = 2**20  # bytes that an array may have to be sent by value
 THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 
@@ -225,7 +227,7 @@ def decoded(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: its caption is not UTF-8 ({error}); convert it to UTF-8") from error
+        raise AlbefValueError(f"{name}: its caption is not UTF-8 ({error}); convert it to UTF-8") from error
 
 
 def checked(index: int, length: int) -> int:

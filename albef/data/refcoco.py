@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from albef.data.records import Box, Example, PackedExamples, box_of, is_box
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
 
 REFS, INSTANCES, DETECTIONS = "refs(*).p", "instances.json", "dets.json"
 
@@ -32,11 +33,11 @@ def refcoco_examples(
     folder, root = Path(folder), Path(image_root)
     found = sorted(folder.glob(REFS), reverse=True)  # unc before umd before google
     if not found:
-        raise FileNotFoundError(f"{folder}: no {REFS} there; unpack REFER's archive of the data set")
+        raise AlbefFileNotFoundError(f"{folder}: no {REFS} there; unpack REFER's archive of the data set")
     refs = _load_refs(found[0])
     splits = sorted({str(ref.get("split")) for ref in refs})
     if split is not None and split not in splits:
-        raise ValueError(f"{found[0]}: no split {split!r}; there are {', '.join(splits)}")
+        raise AlbefValueError(f"{found[0]}: no split {split!r}; there are {', '.join(splits)}")
     chosen = [ref for ref in refs if split in (None, ref.get("split"))]
     images, boxes = _load_instances(folder / INSTANCES)
     candidates = _load_detections(Path(detections or folder / DETECTIONS), required=detections is not None)
@@ -44,7 +45,9 @@ def refcoco_examples(
     try:
         return PackedExamples(_examples(chosen, images, boxes, candidates, root))
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{found[0]}: not REFER's references to {INSTANCES} ({error!r}); unpack both again") from error
+        raise AlbefValueError(
+            f"{found[0]}: not REFER's references to {INSTANCES} ({error!r}); unpack both again"
+        ) from error
 
 
 def _examples(
@@ -78,9 +81,9 @@ def _load_refs(file: Path) -> list[dict[str, Any]]:
         with file.open("rb") as data:
             refs = _PlainUnpickler(data, encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly anything
-        raise ValueError(f"{file}: not a pickle of REFER's ({error}); fetch it again") from error
+        raise AlbefValueError(f"{file}: not a pickle of REFER's ({error}); fetch it again") from error
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
-        raise ValueError(f"{file}: a {type(refs).__name__}, but REFER's is a list of references; fetch it again")
+        raise AlbefValueError(f"{file}: a {type(refs).__name__}, but REFER's is a list of references; fetch it again")
     return refs
 
 
@@ -91,7 +94,7 @@ def _load_instances(file: Path) -> tuple[dict[int, dict[str, Any]], dict[int, Bo
         images = {image["id"]: image for image in content["images"]}
         boxes = {thing["id"]: _box(file, thing["bbox"]) for thing in content["annotations"]}
     except (LookupError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not COCO's images and annotations ({error!r}); unpack it again") from error
+        raise AlbefValueError(f"{file}: not COCO's images and annotations ({error!r}); unpack it again") from error
     return images, boxes
 
 
@@ -103,10 +106,12 @@ def _load_detections(file: Path, required: bool) -> dict[str, tuple[Box, ...]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return {key: tuple(_box(file, box, more=True) for box in boxes) for key, boxes in content.items()}
     except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{file}: expected {{"image_id": [[x, y, width, height], ...]}} ({error})') from error
+        raise AlbefValueError(f'{file}: expected {{"image_id": [[x, y, width, height], ...]}} ({error})') from error
 
 
 def _box(file: Path, value: Any, more: bool = False) -> Box:
     if not is_box(value, more):
-        raise ValueError(f"{file}: box {value!r} is not [x, y, width, height] in pixels, none negative; mend the file")
+        raise AlbefValueError(
+            f"{file}: box {value!r} is not [x, y, width, height] in pixels, none negative; mend the file"
+        )
     return box_of(value)

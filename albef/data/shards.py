@@ -16,6 +16,7 @@ import numpy as np
 from albef.data.images import IMAGE_SUFFIXES
 from albef.data.progress import tracked
 from albef.data.records import THREADS, Packed, Record, Shared, checked, decoded, listed, warn_left_out
+from albef.errors import AlbefValueError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 Span = tuple[int, int]  # offset and size of a member in its tar file
@@ -48,7 +49,9 @@ class TarSource:
                         places.extend(members.get(kind, ABSENT))
         name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         if not keys:
-            raise ValueError(f"{name}: no sample has image and caption; KEY.jpg with KEY.txt or KEY.json makes one")
+            raise AlbefValueError(
+                f"{name}: no sample has image and caption; KEY.jpg with KEY.txt or KEY.json makes one"
+            )
         warn_left_out(name, without_image, without_caption)
         self.keys = Packed(keys)
         # shard, then offset and size of image, JSON, text
@@ -100,7 +103,9 @@ class _Shard:
                         if kind in ("image", "json", "txt"):
                             sample[kind] = (member.offset_data, member.size)
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{self.file}: not a whole tar file ({error}); fetch it again or leave it out") from error
+            raise AlbefValueError(
+                f"{self.file}: not a whole tar file ({error}); fetch it again or leave it out"
+            ) from error
         return found
 
     def texts(self, key: str, facts: Span, text: Span) -> tuple[list[str], str | None]:
@@ -152,7 +157,9 @@ def _facts(data: bytes | None, name: str) -> dict[str, Any]:
     try:
         found = json.loads(data) if data else {}
     except ValueError as error:
-        raise ValueError(f"{name}: its JSON is damaged ({error}); write the shard again or leave it out") from error
+        raise AlbefValueError(
+            f"{name}: its JSON is damaged ({error}); write the shard again or leave it out"
+        ) from error
     return found if isinstance(found, dict) else {}
 
 

@@ -19,9 +19,8 @@ from albef.data.images import IMAGE_SUFFIXES
 from albef.data.progress import tracked
 from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
 from albef.data.shards import TAR_SUFFIXES, TarSource
-from albef.data.world import PREFIX as WORLD
-from albef.data.world import WorldSource
-from albef.files import data_path
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
+from albef.files import data_path, generator
 
 Fault = tuple[str, Any]  # what was expected of a record, what stands there
 _SPACE = r"[ \t\n\r]*"
@@ -41,14 +40,14 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     """
     if isinstance(paths, str):
         raise TypeError(f"open_sources wants a list of paths, got the string {paths!r}; write [path]")
-    worlds: list[Source] = [WorldSource(name) for name in paths if name.startswith(WORLD)]
-    files = [file for pattern in paths if not pattern.startswith(WORLD) for file in expand(data_path(pattern))]
-    sources = worlds
+    made = {name: module for name in paths if (module := generator(name))}
+    files = [file for pattern in paths if pattern not in made for file in expand(data_path(pattern))]
+    sources: list[Source] = [module.open_records(name) for name, module in made.items()]
     for are_tars, group in itertools.groupby(files, key=lambda file: file.name.endswith(TAR_SUFFIXES)):
         members = list(group)
         sources += [TarSource(members)] if are_tars else [_open(file, image_root) for file in members]
     if not sources:
-        raise ValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of images")
+        raise AlbefValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of images")
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
@@ -70,7 +69,9 @@ def _open(file: Path, image_root: str | None) -> Source:
         return FolderSource(file)
     if file.suffix == ".json":
         return JsonSource(file, image_root)
-    raise ValueError(f"{file}: unknown kind of data; give a .json list, {', '.join(TAR_SUFFIXES)} shards or a folder")
+    raise AlbefValueError(
+        f"{file}: unknown kind of data; give a .json list, {', '.join(TAR_SUFFIXES)} shards or a folder"
+    )
 
 
 def expand(pattern: str) -> list[Path]:
@@ -101,7 +102,9 @@ def _missing(path: Path) -> NoReturn:
         part, parent = parent.name, parent.parent
     names = sorted(os.listdir(parent)) if parent.is_dir() else []
     near = difflib.get_close_matches(part, names, n=3, cutoff=0.4) or names[:3]
-    raise FileNotFoundError(f"{path}: no such file or folder; nearest in {parent}/: {', '.join(near) or 'nothing'}")
+    raise AlbefFileNotFoundError(
+        f"{path}: no such file or folder; nearest in {parent}/: {', '.join(near) or 'nothing'}"
+    )
 
 
 class JsonSource:
@@ -142,15 +145,19 @@ def json_records(
         if not _LIST_START.match(text):
             whole = json.loads(text)
             got = "an empty list" if whole == [] else _kind(whole)
-            raise ValueError(f"{file}: expected a list of records, got {got}; for example [{right}]")
+            raise AlbefValueError(f"{file}: expected a list of records, got {got}; for example [{right}]")
         for number, record in enumerate(_elements(text)):
             found = faults(record) if isinstance(record, dict) else [("an object", record)]
             for expected, got in found:
                 shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
-                raise ValueError(f"{file}, record {number}: expected {expected}, got {shown}; a right record: {right}")
+                raise AlbefValueError(
+                    f"{file}, record {number}: expected {expected}, got {shown}; a right record: {right}"
+                )
             yield record
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); one list of records is expected: [{right}]") from error
+        raise AlbefValueError(
+            f"{file}: not valid JSON ({error}); one list of records is expected: [{right}]"
+        ) from error
 
 
 def _elements(text: str) -> Iterator[Any]:
@@ -210,7 +217,7 @@ class FolderSource:
         if not paired:
             shards = len(list(folder.glob("*.tar")))
             hint = f"it has {shards} shards: write {folder}/*.tar" if shards else "put KEY.txt beside KEY.jpg"
-            raise ValueError(f"{folder}: {len(images)} images, none with a caption file of the same name; {hint}")
+            raise AlbefValueError(f"{folder}: {len(images)} images, none with a caption file of the same name; {hint}")
         warn_left_out(str(folder), 0, len(images) - len(paired))
         self.folder, self.names = folder, Packed(path.relative_to(folder).as_posix() for path in paired)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from albef.errors import AlbefValueError
+
 NAME = "checkpoint.pt"
 
 
@@ -29,6 +31,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
+        raise AlbefValueError(
             f"{path} can't be read, it is damaged or no checkpoint; delete it to start the run anew"
         ) from error

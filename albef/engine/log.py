@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from albef.errors import AlbefRuntimeError
+
 LOG = "log.jsonl"
 
 # dense bfloat16 TFLOP/s, from the makers' data sheets
@@ -55,7 +57,7 @@ class RunLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise RuntimeError("tensorboard=True needs `pip install albef[tensorboard]`") from error
+                raise AlbefRuntimeError("tensorboard=True needs `pip install albef[tensorboard]`") from error
             self.board = SummaryWriter(folder / "tensorboard")
 
     def __enter__(self) -> RunLog:

@@ -23,6 +23,7 @@ from albef.engine import checkpoint
 from albef.engine.log import RunLog, peak_flops
 from albef.engine.memory import keep_freed_memory
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
+from albef.errors import AlbefFloatingPointError, AlbefValueError
 from albef.recipe import Recipe
 
 RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
@@ -80,7 +81,7 @@ class _Run:
     def __init__(self, task: Task, recipe: Recipe, folder: Path, device: torch.device) -> None:
         self.task, self.recipe, self.folder, self.device = task, recipe, folder, device
         if task.pairs < recipe.batch_size:
-            raise ValueError(
+            raise AlbefValueError(
                 f"recipe {recipe.name!r}: batch_size {recipe.batch_size} is more than the {task.pairs} training pairs; "
                 "lower it or add data"
             )
@@ -88,7 +89,7 @@ class _Run:
         self.evaluate_steps = self.steps_per_epoch if recipe.evaluate_steps is None else recipe.evaluate_steps
         self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
         if not self.steps:
-            raise ValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
+            raise AlbefValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
         if device.type == "cpu":
             keep_freed_memory()
         task.objective.to(device)
@@ -186,7 +187,7 @@ class _Run:
         means = {name: float(distributed.total(torch.stack(seen).mean())) / world for name, seen in self.seen.items()}
         self.seen.clear()
         if not all(value == value for value in means.values()):
-            raise FloatingPointError(
+            raise AlbefFloatingPointError(
                 f"step {self.step}: a loss is not a number ({means}); lower optim.lr, or set optim.clip_norm to 1"
             )
         return means
@@ -239,14 +240,14 @@ class _Run:
         state = checkpoint.load(self.folder)
         self.step = state["step"] if state else 0
         if distributed.highest([self.step, -self.step], self.device) != [self.step, -self.step]:
-            raise ValueError(f"the ranks see different checkpoints in {self.folder}; it must be a shared folder")
+            raise AlbefValueError(f"the ranks see different checkpoints in {self.folder}; it must be a shared folder")
         if state is None:
             distributed.wait()  # until all have looked
             if distributed.rank() == 0:
                 shutil.rmtree(self.folder / BEST, ignore_errors=True)  # of a run that is begun anew
             return
         if state["pairs"] != self.task.pairs:
-            raise ValueError(
+            raise AlbefValueError(
                 f"{self.folder} was trained on {state['pairs']} pairs, now there are {self.task.pairs}: the order of "
                 "samples would differ. Restore the data, or start a new run with --init from this one's model"
             )
@@ -328,7 +329,7 @@ def prepare_folder(recipe: Recipe, folder: Path) -> None:
     now = json.loads(json.dumps(asdict(recipe)))  # as the file has it: lists for tuples
     different = sorted(_differences(json.loads(path.read_text()), now))
     if different:
-        raise ValueError(
+        raise AlbefValueError(
             f"{folder} holds a run of another recipe (different: {', '.join(different)}); go on with that one by "
             f"`albef train --resume {folder}`, delete the folder, or choose another --out"
         )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from albef.errors import AlbefValueError
+
 Box = Sequence[float]
 CORRECT_IOU = 0.5
 
@@ -32,7 +34,7 @@ def official_iou(box_a: Box, box_b: Box) -> float:
 def accuracy(ious: Sequence[float]) -> float:
     """Fraction of expressions whose IoU is at least 0.5. ValueError without any."""
     if not ious:
-        raise ValueError("no IoUs: an accuracy needs at least one; check which split was read")
+        raise AlbefValueError("no IoUs: an accuracy needs at least one; check which split was read")
     return sum(overlap >= CORRECT_IOU for overlap in ious) / len(ious)
 
 
@@ -42,7 +44,7 @@ def accuracy_by_split(ious: Sequence[float], splits: Sequence[str]) -> dict[str,
     ValueError unless every IoU has its split.
     """
     if len(ious) != len(splits):
-        raise ValueError(f"{len(ious)} IoUs and {len(splits)} splits: give one of each for every expression")
+        raise AlbefValueError(f"{len(ious)} IoUs and {len(splits)} splits: give one of each for every expression")
     found: dict[str, list[float]] = {}
     for overlap, split in zip(ious, splits, strict=True):
         found.setdefault(split, []).append(overlap)
@@ -119,7 +121,7 @@ def box_of_map(heat_map: ArrayLike, share: float = 0.5) -> tuple[int, int, int, 
     map where no value is positive. ValueError unless 0 < share <= 1.
     """
     if not 0 < share <= 1:
-        raise ValueError(
+        raise AlbefValueError(
             f"share {share}: a pixel belongs to the spot from this part of the peak on; give 0 < share <= 1"
         )
     pixels = np.asarray(heat_map)
@@ -156,7 +158,7 @@ def checked(box: Box) -> Box:
     """The four numbers of a box, without what follows, such as a score. ValueError for fewer, or impossible ones."""
     if len(box) < 4 or not (all(map(math.isfinite, box[:4])) and box[2] >= 0 and box[3] >= 0):
         rule = "a box is x, y, width, height in pixels, all finite and neither side negative"
-        raise ValueError(f"box {list(box)}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
+        raise AlbefValueError(f"box {list(box)}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
     return box[:4]
 
 

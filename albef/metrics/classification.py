@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from albef.errors import AlbefValueError
+
 
 def accuracy(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Fraction of rows that are right: logits [N, classes] or classes [N] against classes [N].
@@ -17,5 +19,7 @@ def accuracy(predictions: ArrayLike, targets: ArrayLike) -> float:
         guesses = guesses.argmax(1)
     if wanted.size == 0 or wanted.ndim != 1 or guesses.shape != wanted.shape:
         shapes = f"predictions {list(np.shape(predictions))} and targets {list(wanted.shape)}"
-        raise ValueError(f"{shapes}: give logits [N, classes] or classes [N], and classes [N], of at least one row")
+        raise AlbefValueError(
+            f"{shapes}: give logits [N, classes] or classes [N], and classes [N], of at least one row"
+        )
     return float((guesses == wanted).mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from albef.errors import AlbefValueError
 from albef.metrics.pairing import check_ids
 
 Labels = Mapping[Any, str | bool]  # by identifier
@@ -36,7 +37,7 @@ def sentence_of(identifier: str) -> str:
     """`identifier` without its pair: "test1-0-3-1" -> "test1-0-1"."""
     parts = identifier.split("-")
     if len(parts) != 4:
-        raise ValueError(
+        raise AlbefValueError(
             f"identifier {identifier!r}: the form is split-set-pair-sentence, e.g. test1-0-3-1; keep NLVR2's"
         )
     return "-".join([*parts[:2], parts[3]])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from albef.errors import AlbefValueError
 from albef.metrics.pairing import Id, check_ids
 
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
@@ -81,7 +82,9 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     if after normalisation it equals any of them, else 0. ValueError if there are no answers.
     """
     if not answers:
-        raise ValueError(f"no answers to compare {prediction!r} with; give at least one, or leave the question out")
+        raise AlbefValueError(
+            f"no answers to compare {prediction!r} with; give at least one, or leave the question out"
+        )
     if len(answers) < ENOUGH_ANSWERS:
         return float(normalise_answer(prediction) in map(normalise_answer, answers))
     truths, guess = [one_line(answer) for answer in answers], one_line(prediction)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from albef.errors import AlbefValueError
 from albef.models import hub
 from albef.models.bert import TextEncoder
 from albef.models.config import AlbefConfig
@@ -57,7 +58,9 @@ class Backbone(nn.Module):
         values, state = hub.load(folder)
         found = values.get("architecture", "AlbefModel")
         if found != cls.__name__:
-            raise ValueError(f"{folder} holds an {found}, not an {cls.__name__}; albef.load takes whatever is there")
+            raise AlbefValueError(
+                f"{folder} holds an {found}, not an {cls.__name__}; albef.load takes whatever is there"
+            )
         config = AlbefConfig.from_dict(values)
         if image_size is not None:
             wanted = config.at_size(image_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from albef.errors import AlbefValueError
+
 
 @dataclass(frozen=True)
 class AlbefConfig:
@@ -39,14 +41,14 @@ class AlbefConfig:
         object.__setattr__(self, "image_size", (height, width))  # a list in JSON
         for side in (height, width):
             if side % self.patch_size:
-                raise ValueError(
+                raise AlbefValueError(
                     f"image_size {height} x {width} is not a multiple of patch_size {self.patch_size}; "
                     f"the nearest that fits is {round(side / self.patch_size) * self.patch_size} for {side}"
                 )
         for name in ("vision", "text"):
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
-                raise ValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+                raise AlbefValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
 
     def at_size(self, image_size: int | tuple[int, int]) -> AlbefConfig:
         """The same network for images of `image_size` pixels (height and width, or one number for a square)."""
@@ -112,5 +114,5 @@ PRESETS = {
 def preset(name: str) -> AlbefConfig:
     """The configuration called `base` (the paper's), `small` or `tiny`."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise AlbefValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]

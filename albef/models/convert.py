@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -125,7 +126,7 @@ def convert_file(
     """
     read = read_checkpoint(path, image_size, vision_heads, text_heads)
     if vocabulary is not None and len(vocabulary) != read.config.vocab_size:
-        raise ValueError(
+        raise AlbefValueError(
             f"{path} knows {read.config.vocab_size} words, but the vocabulary has {len(vocabulary)}; "
             "give the vocab.txt it was trained with (bert-base-uncased's for the published ones)"
         )
@@ -169,7 +170,7 @@ def read_file(path: str | Path) -> Any:
     """Content of a `.pth`, `.bin` or `.safetensors` file on the CPU; code in it is never run."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a checkpoint such as ALBEF.pth")
+        raise AlbefFileNotFoundError(f"{path}: no such file; give a checkpoint such as ALBEF.pth")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -179,7 +180,7 @@ def read_file(path: str | Path) -> Any:
             problem = "holds Python objects, which could run code; only tensors, numbers, texts and lists are read"
         else:
             problem = "is not a checkpoint, or is broken; compare its size with the original's and fetch it again"
-        raise ValueError(f"{path} {problem} ({type(error).__name__})") from error
+        raise AlbefValueError(f"{path} {problem} ({type(error).__name__})") from error
 
 
 def _is_twin(name: str) -> bool:
@@ -197,7 +198,7 @@ def _unwrap(content: Any, path: str | Path) -> tuple[dict[str, Tensor], list[str
         state = content["model"]
         notes = [f"dropped {', '.join(str(key) for key in content if key != 'model')}"] if len(content) > 1 else []
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no weights: expected named tensors, by themselves or under `model`")
+        raise AlbefValueError(f"{path} holds no weights: expected named tensors, by themselves or under `model`")
     return dict(state), notes
 
 
@@ -208,7 +209,9 @@ def _take_queue(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]
         return None
     image, text, pointer = (taken.get(name, torch.empty(0)) for name in ("image_queue", "text_queue", "queue_ptr"))
     if image.ndim != 2 or image.shape != text.shape or pointer.numel() != 1:
-        raise ValueError(f"{path}: expected image_queue and text_queue of one shape and queue_ptr, got {sorted(taken)}")
+        raise AlbefValueError(
+            f"{path}: expected image_queue and text_queue of one shape and queue_ptr, got {sorted(taken)}"
+        )
     queues = {name: taken[name].T.float().contiguous() for name in ("image_queue", "text_queue")}
     ids = {name: torch.full((len(queues["image_queue"]),), -100) for name in ("image_id", "text_id")}
     return queues | ids | {"pointer": taken["queue_ptr"].reshape(())}
@@ -230,7 +233,7 @@ def _infer_config(
         ranks[projection] = 2
     lacking = hub.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
     if lacking:
-        raise ValueError(
+        raise AlbefValueError(
             f"{path}, read as an {architecture.__name__}, is no checkpoint of ALBEF: {lacking}. Give a file that its "
             "code has written for pre-training, retrieval, grounding, VQA, entailment, NLVR2 or text assignment"
         )
@@ -263,7 +266,7 @@ def _indices(state: State, pattern: str) -> set[int]:
 
 def _heads(width: int, name: str, path: str | Path) -> int:
     if width % 64:
-        raise ValueError(f"{path}: the {name} width {width} is not made of 64-wide heads; give {name}_heads")
+        raise AlbefValueError(f"{path}: the {name} width {width} is not made of 64-wide heads; give {name}_heads")
     return width // 64
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from albef.errors import AlbefValueError
 from albef.files import model_folder
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
@@ -91,7 +92,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> N
         ),
     ]
     if any(problems):
-        raise ValueError(
+        raise AlbefValueError(
             f"{source} does not fit this model: {'; '.join(filter(None, problems))}. "
             "Build the model with the configuration the weights were made for, or convert them first"
         )

@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from albef.errors import AlbefValueError
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -113,7 +114,7 @@ def from_official(
     spelled = {without_bert(name): name for name in (*known, *_position_ids(config, architecture))}
     named = {spelled.get(without_bert(name), name): tensor for name, tensor in state.items()}
     if len(named) < len(state):
-        raise ValueError(f"{source}: some tensors stand twice, with and without `bert.` in their names; keep one")
+        raise AlbefValueError(f"{source}: some tensors stand twice, with and without `bert.` in their names; keep one")
     return _translate(_without_copies(named, config, architecture, source), table, config, architecture, source)
 
 
@@ -238,7 +239,7 @@ def _translate(
         hub.describe("of another shape", wrong),
     ]
     if any(problems):
-        raise ValueError(
+        raise AlbefValueError(
             f"{source} does not fit: {'; '.join(filter(None, problems))}. Only files of ALBEF's own code, DeiT and "
             "BERT can be read, with the sizes of the configuration"
         )
@@ -277,11 +278,11 @@ def _without_copies(state: State, config: AlbefConfig, architecture: Architectur
     rest = dict(state)
     for alias, name in aliases(config, architecture).items():
         if alias in rest and name in rest and not rest.pop(alias).equal(rest[name]):
-            raise ValueError(f"{source}: {alias} must be the same as {name}, but differs; the file is damaged")
+            raise AlbefValueError(f"{source}: {alias} must be the same as {name}, but differs; the file is damaged")
     for name in _position_ids(config, architecture):
         ids = rest.pop(name, None)
         if ids is not None and not ids.flatten().equal(torch.arange(ids.numel())):
-            raise ValueError(f"{source}: {name} must count from 0; the file is damaged")
+            raise AlbefValueError(f"{source}: {name} must count from 0; the file is damaged")
     return rest
 
 
@@ -292,9 +293,9 @@ def rank(state: State, name: str) -> int | None:
 def square_grid(state: State, source: str) -> tuple[int, int]:
     """The patch grid of a file, which leaves only the number of patches."""
     if rank(state, POSITIONS) != 3:
-        raise ValueError(f"{source}: expected {POSITIONS} of shape [1, 1 + patches, width]")
+        raise AlbefValueError(f"{source}: expected {POSITIONS} of shape [1, 1 + patches, width]")
     patches = state[POSITIONS].shape[1] - 1
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not side:
-        raise ValueError(f"{source}: {POSITIONS} has {patches} patches, which make no square grid")
+        raise AlbefValueError(f"{source}: {POSITIONS} has {patches} patches, which make no square grid")
     return side, side

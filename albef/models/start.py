@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from albef.errors import AlbefValueError
 from albef.models import hub
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
@@ -54,7 +55,7 @@ def start_from(model: Backbone, state: State, config: AlbefConfig, source: str) 
     own = model.state_dict()
     taken, fresh = _choose(own, state, model.config)
     if lacking := hub.describe("missing", own.keys() - taken.keys() - fresh.keys()):
-        raise ValueError(
+        raise AlbefValueError(
             f"{source} lacks what an {type(model).__name__} starts from: {lacking}. Start from a pre-trained model, "
             "or from a saved one of the same kind"
         )
@@ -103,7 +104,7 @@ def load_model(folder: str | Path, image_size: int | tuple[int, int] | None = No
     """Whichever model of ours a folder holds, in evaluation mode; arguments and errors as `from_pretrained`."""
     name = hub.load_config(folder).get("architecture", "AlbefModel")
     if name not in ARCHITECTURES:
-        raise ValueError(f"{folder}: unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
+        raise AlbefValueError(f"{folder}: unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name].from_pretrained(folder, image_size)
 
 
@@ -124,7 +125,7 @@ def _check_sizes(model: Backbone, config: AlbefConfig, source: str) -> None:
     pairs = {f.name: (getattr(config, f.name), getattr(model.config, f.name)) for f in fields(config)}
     wrong = [f"{name} {old} (model: {new})" for name, (old, new) in pairs.items() if name not in free and old != new]
     if wrong:
-        raise ValueError(
+        raise AlbefValueError(
             f"{source} has other sizes than the model: {', '.join(wrong)}. A start fits only its own sizes; give the "
             "model those of the start's config.json"
         )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from albef.errors import AlbefValueError
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.objectives.align import Batch, words_of
 from albef.objectives.losses import soft_cross_entropy
@@ -94,7 +95,9 @@ class AssignObjective(nn.Module):
         """
         same = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
         if len(tokens) < 3:
-            raise ValueError(f"text assignment needs at least 3 images in a batch, got {len(tokens)}; raise batch_size")
+            raise AlbefValueError(
+                f"text assignment needs at least 3 images in a batch, got {len(tokens)}; raise batch_size"
+            )
         if image_id is not None:
             repeated = image_id[:, None] == image_id
             same |= repeated & ((~repeated).sum(1, keepdim=True) >= 2)

@@ -16,6 +16,7 @@ from torch import Tensor
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
+from albef.errors import AlbefValueError
 from albef.metrics.classification import accuracy
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
@@ -41,7 +42,7 @@ class Classification(FineTune):
     def probe(self, source: ExampleSource) -> None:
         super().probe(source)
         if not any(source[index].label is not None for index in range(len(source))):
-            raise ValueError(
+            raise AlbefValueError(
                 "data.validation: none of its examples has a label to be measured by; leave it out, and have them "
                 "judged afterwards by `albef evaluate --results`"
             )
@@ -75,7 +76,7 @@ def label_index(example: Example, labels: Sequence[str]) -> int:
     known = {label.lower(): index for index, label in enumerate(labels)}
     if example.label is None or example.label.lower() not in known:
         label = "missing" if example.label is None else repr(example.label)
-        raise ValueError(
+        raise AlbefValueError(
             f"{example.name}: its label is {label}, but must be one of {', '.join(labels)}; mend the file or name its "
             "labels with --data.labels"
         )

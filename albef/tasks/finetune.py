@@ -13,6 +13,7 @@ from albef.data.augment import TrainTransform
 from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example, read_examples
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.processor import Processor
+from albef.errors import AlbefValueError
 from albef.tasks.learner import Learner
 
 
@@ -75,11 +76,11 @@ def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]
     """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
     rows = [row for part in distributed.gather_objects(list(own)) for row in part]
     if not rows:
-        raise ValueError("none of the examples could be read; check the paths and image_root")
+        raise AlbefValueError("none of the examples could be read; check the paths and image_root")
     found = dict(rows)
     if len(found) < len(rows):
         twice = next(key for key, count in Counter(key for key, _ in rows).items() if count > 1)
-        raise ValueError(
+        raise AlbefValueError(
             f"two examples have the id {twice!r}, and only one could be counted; evaluate the files one by one, or "
             "give each question or pair an id of its own"
         )

@@ -17,6 +17,7 @@ from albef import distributed
 from albef.data.examples import Box, Example, ExampleSource, open_examples
 from albef.data.processor import Processor
 from albef.data.records import Record
+from albef.errors import AlbefValueError
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
 from albef.tasks.finetune import gather_results, in_batches
@@ -224,7 +225,7 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
 def checked_boxes(example: Example) -> tuple[Box, ...]:
     """The right boxes. ValueError for a phrase without one."""
     if not example.boxes:
-        raise ValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+        raise AlbefValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
     return example.boxes
 
 
@@ -239,7 +240,9 @@ def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
 def _layer(layer: int | None, default: int, layers: int, name: str) -> int:
     layer = default if layer is None else layer
     if not -layers <= layer < layers:
-        raise ValueError(f"layer {layer} doesn't exist; the {name} layers are 0 to {layers - 1}, or -{layers} to -1")
+        raise AlbefValueError(
+            f"layer {layer} doesn't exist; the {name} layers are 0 to {layers - 1}, or -{layers} to -1"
+        )
     return layer
 
 

@@ -19,6 +19,7 @@ from albef.data.broken import BrokenCounter
 from albef.data.loader import StepBatches, make_loader
 from albef.data.processor import Processor, load_tokenizer, train_tokenizer
 from albef.engine.optim import ramp
+from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
 from albef.models.hub import load_config
@@ -173,13 +174,13 @@ class Learner:
 def check_batch(recipe: Recipe) -> None:
     """ValueError unless there is something to train on and the batch can be split over the ranks."""
     if not recipe.data.train:
-        raise ValueError(
+        raise AlbefValueError(
             f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of images, "
             "e.g. --data.train captions.json"
         )
     world = distributed.world_size()
     if recipe.batch_size % world:
-        raise ValueError(f"batch_size {recipe.batch_size} can't be split evenly over {world} ranks")
+        raise AlbefValueError(f"batch_size {recipe.batch_size} can't be split evenly over {world} ranks")
 
 
 def start_model(

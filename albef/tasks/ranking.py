@@ -16,6 +16,7 @@ from albef import distributed
 from albef.data.loader import read_images
 from albef.data.processor import Processor
 from albef.data.sources import Source
+from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.models.layout import Packed
 
@@ -108,7 +109,7 @@ def encode(
             captions.setdefault(name, []).extend(own)
         counts.append(len(captions))
     if not captions:
-        raise ValueError("none of the images could be read; check the paths and image_root")
+        raise AlbefValueError("none of the images could be read; check the paths and image_root")
     own_names = list(dict.fromkeys(name for name, _ in found))
     new = set(list(captions)[counts[rank] : counts[rank + 1]])  # others belong to an earlier rank
     rows = [row for row, name in enumerate(own_names) if name in new]
@@ -152,7 +153,7 @@ def encode_images(model: AlbefModel, batches: Iterable[Tensor], memory: float = 
             for row, wide in enumerate(kept):
                 kept[row] = wide.to(dtype)
         if numbers * dtype.itemsize > memory * 2**30:
-            raise ValueError(
+            raise AlbefValueError(
                 f"the tokens of {len(kept)} images already take more than the {memory:.3g} GiB that this process may "
                 "give them, in half precision; allow more `memory`, or share them among more machines"
             )

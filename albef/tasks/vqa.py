@@ -18,6 +18,7 @@ from torch import Tensor
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ANSWERS, model_folder
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
@@ -49,7 +50,7 @@ class Vqa(FineTune):
     def probe(self, source: ExampleSource) -> None:
         super().probe(source)
         if not any(source[index].answers for index in range(len(source))):
-            raise ValueError(
+            raise AlbefValueError(
                 "data.validation: none of its questions has an answer to be measured by; leave it out, and have them "
                 "answered afterwards by `albef evaluate --results`"
             )
@@ -90,9 +91,11 @@ def encode(processor: Processor, max_tokens: int, examples: Sequence[Example]) -
 def check_question(example: Example) -> None:
     """ValueError for a question without a word, or that nobody answered: there is nothing to learn from it."""
     if not clean_question(example.text, TRAIN_WORDS).strip():
-        raise ValueError(f"{example.name}: the question {example.text!r} has no word in it; leave it out")
+        raise AlbefValueError(f"{example.name}: the question {example.text!r} has no word in it; leave it out")
     if not example.answers:
-        raise ValueError(f"{example.name}: the question {example.text!r} has no answer to learn from; leave it out")
+        raise AlbefValueError(
+            f"{example.name}: the question {example.text!r} has no answer to learn from; leave it out"
+        )
 
 
 def answer_weights(example: Example) -> dict[str, float]:
@@ -106,7 +109,9 @@ def questions(processor: Processor, texts: Sequence[str], max_words: int, max_to
     cleaned = [clean_question(text, max_words) for text in texts]
     for text, words in zip(texts, cleaned, strict=True):
         if not words.strip():
-            raise ValueError(f"the question {text!r} has no word in it; ask something, e.g. 'what colour is the bus?'")
+            raise AlbefValueError(
+                f"the question {text!r} has no word in it; ask something, e.g. 'what colour is the bus?'"
+            )
     return processor.texts(cleaned, max_tokens, clean=False)
 
 
@@ -116,13 +121,13 @@ def answer_list(source: ExampleSource, most: int | None = None, least: int = 1) 
     ValueError if none is left, or none is asked for.
     """
     if most is not None and most < 1:
-        raise ValueError(f"most {most}: a list of answers has at least one; leave it out to keep all")
+        raise AlbefValueError(f"most {most}: a list of answers has at least one; leave it out to keep all")
     times: Counter[str] = Counter()
     for index in range(len(source)):
         times.update(answer.strip() for answer in source[index].answers)
     found = [answer for answer, count in times.most_common() if count >= least and answer][:most]
     if not found:
-        raise ValueError(f"no answer was given at least {least} times; lower that, or give questions with answers")
+        raise AlbefValueError(f"no answer was given at least {least} times; lower that, or give questions with answers")
     return found
 
 
@@ -134,20 +139,22 @@ def answers_file(folder: str | Path) -> Path:
 def read_answers(path: str | Path) -> list[str]:
     """A JSON list of answers, each once. ValueError if it is anything else, or empty; FileNotFoundError without one."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no list of answers here; make one with `albef answers`, name it by --answers")
+        raise AlbefFileNotFoundError(
+            f"{path}: no list of answers here; make one with `albef answers`, name it by --answers"
+        )
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); make one with `albef answers questions.json`") from error
+        raise AlbefValueError(f"{path} is no JSON ({error}); make one with `albef answers questions.json`") from error
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
-        raise ValueError(f'{path}: expected a list of answers such as ["yes", "no", "two"], none of them empty')
+        raise AlbefValueError(f'{path}: expected a list of answers such as ["yes", "no", "two"], none of them empty')
     return checked_answers(values, str(path))
 
 
 def checked_answers(answers: Sequence[str], name: str = "the answer list") -> list[str]:
     """Each answer once, in order. ValueError if there is none."""
     if not answers:
-        raise ValueError(f"{name} is empty; make one with `albef answers questions.json --out answers.json`")
+        raise AlbefValueError(f"{name} is empty; make one with `albef answers questions.json --out answers.json`")
     return list(dict.fromkeys(answers))
 
 

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 
-from albef.data import world_tasks
 from albef.data.examples import open_examples
 from albef.data.images import open_image
 from albef.data.processor import load_tokenizer
 from albef.data.sources import open_sources
-from albef.data.world import COLOURS, QUARTERS, SHAPES, SIDE, SIZES, scene
-from albef.data.world_tasks import LABELS, WorldExamples
+from albef_demo import world_tasks
+from albef_demo.world import COLOURS, QUARTERS, SHAPES, SIDE, SIZES, scene
+from albef_demo.world_tasks import LABELS, WorldExamples
 
 COUNT = 300  # scenes looked at
 NUMBERS = {word: number for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six"])}

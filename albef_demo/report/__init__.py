@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from albef.heat import heat
-from albef.report.chart import Chart
-from albef.report.hits import Hit, Query, hit_row, query_rows
-from albef.report.parts import charts, img, page, recall_table
-from albef.report.tasks import FOOTER as TASKS_FOOTER
-from albef.report.tasks import TaskPage, render_task, task_list
+from albef_demo.report.chart import Chart
+from albef_demo.report.hits import Hit, Query, hit_row, query_rows
+from albef_demo.report.parts import charts, img, page, recall_table
+from albef_demo.report.tasks import FOOTER as TASKS_FOOTER
+from albef_demo.report.tasks import TaskPage, render_task, task_list
 
 __all__ = [
     "Hit", "Kind", "Lesson", "Miss", "Query", "Report", "TaskPage", "Teacher", "WordMaps",

@@ -9,20 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from albef import api, report
-from albef.data import world
+from albef import api
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar
-from albef.demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
-from albef.demo.style import Unseen, recall_rows
 from albef.engine import checkpoint
 from albef.engine.log import clock
 from albef.metrics import boxes
 from albef.recipe import Recipe
-from albef.report.chart import Chart
-from albef.report.tasks import Block, Found, Judged, Named, Pointed, Spot
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
+from albef_demo import report, world
+from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef_demo.report.chart import Chart
+from albef_demo.report.tasks import Block, Found, Judged, Named, Pointed, Spot
+from albef_demo.style import Unseen, recall_rows
 
 TEST = ("world:test",)
 DRAW = 1  # seed of the draw

@@ -12,7 +12,7 @@ from typing import Any
 
 from albef.engine.log import LOG
 from albef.recipe import Recipe
-from albef.report.chart import Chart, Line
+from albef_demo.report.chart import Chart, Line
 
 Rows = list[dict[str, Any]]
 _WORDS = {"assign": "Text assignment", "classify": "Class", "answer": "Answer"}

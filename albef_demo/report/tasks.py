@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from albef.heat import heat
-from albef.report.chart import Chart
-from albef.report.hits import Hit, Query, query_rows
-from albef.report.parts import Section, charts, img, page, recall_table, table
-from albef.report.prose import PROSE
+from albef_demo.report.chart import Chart
+from albef_demo.report.hits import Hit, Query, query_rows
+from albef_demo.report.parts import Section, charts, img, page, recall_table, table
+from albef_demo.report.prose import PROSE
 
 Box = Sequence[float]  # x, y, width, height in pixels of the image
 Named = tuple[Image.Image, str]  # an image and what it shows

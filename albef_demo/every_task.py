@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from albef import recipes, report
-from albef.demo.pages import PAGES
-from albef.demo.runs import console, learn, seconds_left
 from albef.engine.log import clock
+from albef.errors import AlbefValueError
 from albef.recipe import Recipe
+from albef_demo import recipes, report
+from albef_demo.pages import PAGES
+from albef_demo.runs import console, learn, seconds_left
 
 RUNS = {
     "retrieval": ("world-retrieval",),
@@ -41,7 +42,9 @@ def plan(out: Path, seconds: float, seed: int) -> list[Chapter]:
     ValueError for no time, and if a folder holds another run.
     """
     if seconds <= 0:
-        raise ValueError(f"the training time of a task is {seconds / 60:g} minutes; it must be above 0 (default: 2)")
+        raise AlbefValueError(
+            f"the training time of a task is {seconds / 60:g} minutes; it must be above 0 (default: 2)"
+        )
     return [Chapter(name, list(_runs(names, out / "world", seconds, seed))) for name, names in RUNS.items()]
 
 

@@ -7,7 +7,7 @@ from html import escape
 
 from PIL import Image
 
-from albef.report.parts import img
+from albef_demo.report.parts import img
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from albef.data.records import Record, checked
+from albef.errors import AlbefValueError
 
 PREFIX = "world:"
 SIDE = 36  # pixels
@@ -140,7 +141,7 @@ def parse(name: str) -> tuple[str, int]:
     split, _, count = name.removeprefix(PREFIX).partition("/")
     if split not in SPLITS or (count and not (count.isdigit() and 0 < int(count) <= SPLITS[split])):
         known = ", ".join(f"{PREFIX}{split} ({size:,} scenes)" for split, size in SPLITS.items())
-        raise ValueError(f"{name}: no such part of the generated world; there are {known}, and {PREFIX}train/2000")
+        raise AlbefValueError(f"{name}: no such part of the generated world; there are {known}, and {PREFIX}train/2000")
     return split, int(count or SPLITS[split])
 
 

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from albef import report
 from albef.data.images import open_image
 from albef.data.loader import read_images
 from albef.data.processor import Processor
@@ -20,6 +19,7 @@ from albef.data.records import Source
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
 from albef.tasks import grounding, ranking
+from albef_demo import report
 
 
 @dataclass

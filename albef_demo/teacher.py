@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from albef import report
 from albef.data.images import open_image
 from albef.data.loader import read_images
 from albef.data.processor import Processor, clean_caption
 from albef.data.sources import open_sources
 from albef.engine import checkpoint
+from albef.errors import AlbefFileNotFoundError
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.tasks import ranking
+from albef_demo import report
 
 SAMPLE = 1000
 _LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
@@ -51,7 +52,9 @@ def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
     """The teacher in the run's checkpoint, the run's processor, the temperature."""
     state = checkpoint.load(folder)
     if state is None:
-        raise FileNotFoundError(f"{folder}: the run has no {checkpoint.NAME}; delete the folder and run the demo again")
+        raise AlbefFileNotFoundError(
+            f"{folder}: the run has no {checkpoint.NAME}; delete the folder and run the demo again"
+        )
     model = AlbefModel.from_pretrained(folder / "model")
     prefix, temp = "teacher.model.", model.temp.detach().clone()
     weights = {name.removeprefix(prefix): x for name, x in state["objective"].items() if name.startswith(prefix)}

@@ -17,19 +17,20 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from albef import recipes, report
-from albef.demo import every_task
-from albef.demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
-from albef.demo.runs import console, learn, seconds_left
-from albef.demo.style import Unseen, recall_rows
-from albef.demo.teacher import inspect_teacher
 from albef.engine import train as engine
+from albef.errors import AlbefValueError
+from albef.files import MODELS
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef.report.chart import Chart
 from albef.tasks import ranking
+from albef_demo import every_task, recipes, report
+from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef_demo.report.chart import Chart
+from albef_demo.runs import console, learn, seconds_left
+from albef_demo.style import Unseen, recall_rows
+from albef_demo.teacher import inspect_teacher
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "models" / "emoji"
+SHIPPED = MODELS / "emoji"
 QUERIES = (
     "red fruit",
     "flying machine",
@@ -59,7 +60,9 @@ def run(out: Path, seconds: float, seed: int, top: int, task_seconds: float | No
     `seconds` 0 then leaves out the emoji.
     """
     if seconds < 0 or not (seconds or task_seconds):
-        raise ValueError(f"the training time is {seconds / 60:g} minutes; it must be above 0 (without --minutes: 4)")
+        raise AlbefValueError(
+            f"the training time is {seconds / 60:g} minutes; it must be above 0 (without --minutes: 4)"
+        )
     recipe = replace(recipes.emoji_demo(), max_seconds=seconds, seed=seed) if seconds else None
     chapters = [] if task_seconds is None else every_task.plan(out, task_seconds, seed)
     _announce(recipe, chapters, out)

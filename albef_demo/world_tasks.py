@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from albef.data.records import Box, Example, Kind, checked
-from albef.data.world import (
+from albef_demo.world import (
     COLOURS,
     PREFIX,
     QUARTERS,
@@ -25,6 +25,7 @@ from albef.data.world import (
     SIZES,
     Scene,
     Thing,
+    WorldSource,
     parse,
     png,
     relations,
@@ -63,6 +64,16 @@ class WorldExamples:
     def __getitem__(self, index: int) -> Example:
         number, place = divmod(checked(index, len(self)), _PER_SCENE[self.kind])
         return _MAKERS[self.kind](self.split, number, place)
+
+
+def open_records(name: str) -> WorldSource:
+    """The scenes of a part of the world with their captions; `name` such as `world:train`."""
+    return WorldSource(name)
+
+
+def open_examples(kind: Kind, name: str) -> WorldExamples:
+    """The examples of one kind about a part of the world."""
+    return WorldExamples(kind, name)
 
 
 def _vqa(split: str, number: int, place: int) -> Example:

@@ -11,7 +11,7 @@ from string import Template
 
 from PIL import Image
 
-from albef.report.chart import Chart, chart_svg
+from albef_demo.report.chart import Chart, chart_svg
 
 PAGE = Path(__file__).parent / "page.html"
 Section = tuple[str, str, str]  # id, heading, HTML
