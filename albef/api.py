@@ -23,7 +23,8 @@ from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.start import load_model
-from albef.tasks import grounding, vqa
+from albef.tasks import answers as answers_of
+from albef.tasks import decode, grounding, vqa
 
 ImageLike = Image.Image | ImageSource
 M = TypeVar("M", bound=Backbone)
@@ -86,8 +87,8 @@ def load(folder: str | Path, image_size: int | tuple[int, int] | None = None, de
     model = load_model(folder, image_size).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     processor = Processor.from_pretrained(folder)
     processor.image_size = model.config.image_size
-    path = vqa.answers_file(folder)
-    answers = vqa.read_answers(path) if path.is_file() else []
+    path = answers_of.answers_file(folder)
+    answers = answers_of.read_answers(path) if path.is_file() else []
     return OneImage(model, processor, answers, str(folder))
 
 
@@ -118,14 +119,14 @@ class OneImage:
         ids, mask = self._on(words)
         states = model.read(self._pixels(image), ids, mask)
         if free:
-            pieces, scores = vqa.generate(
+            pieces, scores = decode.generate(
                 model, states, mask, self.processor.cls_id, self.processor.sep_id, beams=max(k, 3)
             )
             written = [self.processor.words(row) for row in pieces[0].tolist()]
             return [Answer(text, p) for text, p in zip(written, scores[0].exp().tolist(), strict=True)][:k]
-        listed = vqa.checked_answers(self.answers if answers is None else answers)
+        listed = answers_of.checked_answers(self.answers if answers is None else answers)
         answer_ids, answer_mask = self._on(self.processor.answers(listed))
-        order, probabilities = vqa.rank_answers(model, states, mask, answer_ids, answer_mask, max(k, 128))
+        order, probabilities = decode.rank_answers(model, states, mask, answer_ids, answer_mask, max(k, 128))
         found = zip(order[0].tolist(), probabilities[0].tolist(), strict=True)
         return [Answer(listed[index], p) for index, p in found][:k]
 

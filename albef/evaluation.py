@@ -22,6 +22,7 @@ from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.start import load_model
+from albef.tasks import answers as answers_of
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
 
 PROTOCOLS = {
@@ -177,7 +178,7 @@ def _pairs(options: argparse.Namespace) -> Source:
 def _answers(
     model: AlbefForAnswering, processor: Processor, source: Any, options: argparse.Namespace
 ) -> dict[str, Any]:
-    answers = vqa.read_answers(options.answers or vqa.answers_file(options.model))
+    answers = answers_of.read_answers(options.answers or answers_of.answers_file(options.model))
     figures, given = with_bar(
         "answering",
         len(source),

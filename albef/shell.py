@@ -14,7 +14,7 @@ from PIL import Image
 
 from albef import api
 from albef.errors import AlbefValueError
-from albef.tasks.vqa import read_answers
+from albef.tasks.answers import read_answers
 
 Found = tuple[Any, list[str]]
 

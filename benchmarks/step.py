@@ -24,7 +24,7 @@ from albef.models.flops import FLOOR, OURS, TEXTBOOK, pretraining_flops
 from albef.models.layout import Packed
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Optim
-from albef.tasks.learner import compile_blocks
+from albef.tasks.task import compile_blocks
 from benchmarks import textbook, timing
 
 CAPTIONS = {

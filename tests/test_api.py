@@ -13,10 +13,11 @@ import albef
 from albef.api import OneImage
 from albef.data.broken import BrokenImage
 from albef.data.processor import Processor, load_tokenizer
+from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
-from albef.tasks import classification, grounding, vqa
+from albef.tasks import classification, decode, grounding, vqa
 from albef_demo.world import scene
 from tests.worlds import TINY
 
@@ -34,7 +35,7 @@ def save(folder, kind, answers=LISTED):
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if kind is AlbefForAnswering and answers is not None:
-        (folder / vqa.ANSWERS).write_text(json.dumps(answers))
+        (folder / ANSWERS).write_text(json.dumps(answers))
     return folder
 
 
@@ -152,7 +153,7 @@ def test_answers_are_written(answering, image):
     words = vqa.questions(processor, ["what is it"], 50, 30)
     with torch.no_grad():
         states = model.read(processor.images([image]), **words)
-    ids, scores = vqa.generate(model, states, words["attention_mask"], processor.cls_id, processor.sep_id, beams=6)
+    ids, scores = decode.generate(model, states, words["attention_mask"], processor.cls_id, processor.sep_id, beams=6)
     assert [answer.text for answer in found] == [processor.words(row) for row in ids[0].tolist()]
     assert [answer.probability for answer in found] == pytest.approx(scores[0].exp().tolist())
 

@@ -15,34 +15,36 @@ import torch.multiprocessing as multiprocessing
 from albef import distributed
 from albef.engine.train import train
 from albef.recipe import Optim
-from albef.tasks import ranking
-from albef.tasks.pretrain import Pretrain
+from albef.tasks import make_task, ranking
 from tests.worlds import make_world, tiny_recipe
 
 
-class Reproducible(Pretrain):
-    """Negatives are the neighbours in the batch, masks every third word: no rank draws anything."""
+def reproducible(recipe, folder):
+    """Negatives are the neighbours in the batch, masks every third word: no rank draws anything. And the losses of all
+    ranks in each step, which fill while it learns."""
+    task, seen = make_task(recipe, folder), []
+    task.objective.draw_negatives, task.objective.mask_words = neighbours, every_third
+    losses = task.losses
 
-    def __init__(self, recipe, folder):
-        super().__init__(recipe, folder)
-        self.found = []
-        self.objective.draw_negatives = self._neighbours
-        self.objective.mask_words = self._every_third
-
-    def _neighbours(self, logits_i2t, logits_t2i, same):
-        rows = torch.arange(len(same)) ^ 1
-        rows = torch.where(same[torch.arange(len(same)), rows], -1, rows)[:, None]
-        return rows, rows
-
-    def _every_third(self, input_ids, attention_mask):
-        places = (torch.arange(input_ids.shape[1]) % 3 == 1) & attention_mask.bool()
-        return input_ids.masked_fill(places, 4), input_ids.masked_fill(~places, -100)
-
-    def losses(self, objective, batch, step, progress):
-        found = super().losses(objective, batch, step, progress)
+    def recorded(*arguments):
+        found = losses(*arguments)
         means = {name: distributed.total(loss) / distributed.world_size() for name, loss in found.items()}
-        self.found.append(torch.stack([means.get(name, torch.zeros(())) for name in ("itc", "itm", "mlm")]))
+        seen.append(torch.stack([means.get(name, torch.zeros(())) for name in ("itc", "itm", "mlm")]))
         return found
+
+    task.losses = recorded
+    return task, seen
+
+
+def neighbours(logits_i2t, logits_t2i, same):
+    rows = torch.arange(len(same)) ^ 1
+    rows = torch.where(same[torch.arange(len(same)), rows], -1, rows)[:, None]
+    return rows, rows
+
+
+def every_third(input_ids, attention_mask):
+    places = (torch.arange(input_ids.shape[1]) % 3 == 1) & attention_mask.bool()
+    return input_ids.masked_fill(places, 4), input_ids.masked_fill(~places, -100)
 
 
 def work(rank, world_size, port, world, folder, changes):
@@ -55,14 +57,14 @@ def work(rank, world_size, port, world, folder, changes):
     with distributed.session() as device:
         run = folder / f"{world_size}"
         run.mkdir(exist_ok=True)
-        task = Reproducible(recipe, run)
+        task, seen = reproducible(recipe, run)
         train(task, recipe, run, device)
         # the odd record gives the ranks unequal shares; the last one shows an image that the first rank has, too
-        source = [task.source[row] for row in (*range(14), 0)]
+        source = [task.data.source[row] for row in (*range(14), 0)]
         gallery = ranking.encode(task.model, task.processor, source, batch_size=3)
         assert len(gallery.image_tokens) < 14 or world_size == 1, "each rank keeps its own images only"
         scores = torch.stack([to_text for _, (to_text, _) in ranking.two_stage_scores(task.model, gallery, k=4)])
-        torch.save((torch.stack(task.found), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")
+        torch.save((torch.stack(seen), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")
 
 
 def free_port():

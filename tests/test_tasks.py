@@ -19,13 +19,14 @@ from albef.data.processor import Processor, load_tokenizer
 from albef.data.records import Example
 from albef.engine import checkpoint
 from albef.engine.train import Interrupted, train
+from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
 from albef.models.hub import load
 from albef.objectives.classify import AssignObjective
 from albef.objectives.losses import soft_cross_entropy
 from albef.recipe import Optim
-from albef.tasks import classification, grounding, make_task, nlvr2, vqa
+from albef.tasks import answers, classification, grounding, make_task, nlvr2, vqa
 from albef_demo.world import SIDE, png, scene
 from tests.worlds import TINY, tiny_recipe
 
@@ -116,9 +117,9 @@ def test_a_run_goes_on_exactly_and_without_its_start(name, augment, pretrained, 
     check_figures(name, whole)
     assert (tmp_path / "whole" / "best" / "model.safetensors").exists() == (name != "text-assignment")
     if name == "vqa":
-        listed = vqa.read_answers(tmp_path / "whole" / "model" / vqa.ANSWERS)
-        assert listed == vqa.answer_list(open_examples("vqa", ["world:train/64"]))
-        assert vqa.read_answers(tmp_path / "whole" / "best" / vqa.ANSWERS) == listed
+        listed = answers.read_answers(tmp_path / "whole" / "model" / ANSWERS)
+        assert listed == answers.answer_list(open_examples("vqa", ["world:train/64"]))
+        assert answers.read_answers(tmp_path / "whole" / "best" / ANSWERS) == listed
 
 
 def check_figures(name, figures):
@@ -341,9 +342,9 @@ def test_a_batch_of_one_image_has_no_negatives(tmp_path):
 
 def test_phrases_of_an_image_are_no_negatives_of_each_other(tmp_path):
     task = make_task(recipe_of("grounding"), tmp_path)
-    records = [task.source[index] for index in range(4)]
+    records = [task.data.source[index] for index in range(4)]
     assert [record.image_id for record in records] == ["world:train/0"] * 2 + ["world:train/1"] * 2
-    assert all(record.captions == task.source.captions(index) for index, record in enumerate(records))
+    assert all(record.captions == task.data.source.captions(index) for index, record in enumerate(records))
 
 
 # Text assignment and pairs
@@ -640,9 +641,9 @@ def models():
 def evaluated():
     """All that is measured, on odd numbers of examples; two phrases are the same, and count twice."""
     processor = Processor(load_tokenizer(WORDS), TINY.image_size)
-    answers = ["red", "blue", "two", "ring", "yes", "top left"]
+    listed = ["red", "blue", "two", "ring", "yes", "top left"]
     measures = {
-        "vqa": lambda *arguments: vqa.evaluate(*arguments, answers, 3, batch_size=2),
+        "vqa": lambda *arguments: vqa.evaluate(*arguments, listed, 3, batch_size=2),
         "classification": classification.evaluate,
         "pairs": nlvr2.evaluate,
         "phrases": grounding.evaluate,

@@ -11,7 +11,7 @@ import torch
 from albef.data.processor import Processor, load_tokenizer
 from albef.data.records import Example
 from albef.models.answering import AlbefForAnswering
-from albef.tasks import vqa
+from albef.tasks import answers, decode, vqa
 from albef_demo.world import png, scene
 from tests.worlds import TINY
 
@@ -83,7 +83,7 @@ def rows_of(listed):
 
 
 def ranked(model, read, listed, k, official=False):
-    return vqa.rank_answers(model, *read, listed["input_ids"], listed["attention_mask"], k, official)
+    return decode.rank_answers(model, *read, listed["input_ids"], listed["attention_mask"], k, official)
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -126,8 +126,8 @@ def test_ranking_some_questions_at_a_time(model, processor, read, monkeypatch, m
             sizes.append(len(part[0]))
             yield part
 
-    vqa_rows = vqa._rows
-    monkeypatch.setattr(vqa, "_rows", rows)
+    vqa_rows = decode._rows
+    monkeypatch.setattr(decode, "_rows", rows)
     order, probabilities = ranked(model, read, listed, 8)
     assert sum(sizes) == 24 and max(sizes) == most
     assert order.equal(wanted[0])
@@ -136,7 +136,7 @@ def test_ranking_some_questions_at_a_time(model, processor, read, monkeypatch, m
 
 @pytest.fixture
 def write(model, processor):
-    return partial(vqa.generate, model, cls_id=processor.cls_id, sep_id=processor.sep_id)
+    return partial(decode.generate, model, cls_id=processor.cls_id, sep_id=processor.sep_id)
 
 
 def next_word(model, states, mask, ids):
@@ -203,7 +203,7 @@ def test_enough_beams_find_the_likeliest_of_all_answers():
     answers = [(*start, word) for n in range(3) for start in itertools.product([0, 1, 2, 4, 5, 6], repeat=n)
                for word in ([sep] if n < 2 else range(7))]  # fmt: skip
     every = sorted(((sum(log_likelihoods(model, states, mask, [cls, *ids])), ids) for ids in answers), reverse=True)
-    ids, scores = vqa.generate(model, states, mask, cls, sep, beams=49, max_tokens=3)
+    ids, scores = decode.generate(model, states, mask, cls, sep, beams=49, max_tokens=3)
     assert scores[0, :20].tolist() == pytest.approx([score for score, _ in every[:20]], abs=1e-4)
     assert [tuple(up_to(sep, beam)) for beam in ids[0, :20].tolist()] == [found for _, found in every[:20]]
     assert float(torch.tensor([score for score, _ in every]).exp().sum()) == pytest.approx(1, abs=1e-4)
@@ -227,6 +227,16 @@ def test_writing_stops_when_all_have_ended(model, processor, read, write):
     ids, scores = write(*read, beams=1)
     bias.copy_(before)
     assert ids.tolist() == [[[processor.sep_id]]] * 3 and scores.abs().max() < 1e-3
+
+
+def test_answers_far_apart_keep_their_order(model, monkeypatch):
+    """Their probabilities are all 0 but the first's, so that the scores themselves have to be sorted."""
+    scores = torch.tensor([0.0, -300.0, -200.0, -400.0])
+    monkeypatch.setattr(decode, "_likelihoods", lambda model, ids, *rest: scores[ids[:, 1] - 5])
+    ids = torch.tensor([[2, word, 3] for word in (5, 6, 7, 8)])
+    states, mask = torch.zeros(1, 2, model.config.text_width), torch.ones(1, 2, dtype=torch.long)
+    order, probabilities = decode.rank_answers(model, states, mask, ids, torch.ones_like(ids), 4)
+    assert ids[order[0], 1].tolist() == [5, 7, 6, 8] and probabilities[0].tolist() == [1, 0, 0, 0]
 
 
 # Questions, answers, lists
@@ -276,16 +286,25 @@ def test_answers_of_a_batch_know_their_questions(processor):
     assert len(batch["input_ids"]) == len(batch["attention_mask"]) == 2
 
 
+def test_spellings_of_an_answer_are_one_answer():
+    """A tokenizer in lower case sees no capitals: each would be ranked, and shown, several times."""
+    source = [example(answers=("Red", "red", "RED ", "Red", "Café", "cafe", "blue"))]
+    assert answers.answer_list(source) == ["Red", "Café", "blue"]
+    assert answers.answer_list(source, least=4) == ["Red"]
+    assert answers.checked_answers(["yes", "Yes", "YES", "no"]) == ["yes", "no"]
+    assert vqa.answer_weights(source[0]) == pytest.approx({"Red": 4 / 7, "Café": 2 / 7, "blue": 1 / 7})
+
+
 def test_list_of_answers():
     source = [example(answers=("no", "yes", "no")), example(answers=(" yes", "two", "", "three")), example()]
-    assert vqa.answer_list(source) == ["no", "yes", "two", "three"]  # ties stand as they were met
-    assert vqa.answer_list(source, most=1) == ["no"]
-    assert vqa.answer_list(source, least=2) == ["no", "yes"]
-    assert vqa.answer_list(source, most=9, least=2) == ["no", "yes"]
+    assert answers.answer_list(source) == ["no", "yes", "two", "three"]  # ties stand as they were met
+    assert answers.answer_list(source, most=1) == ["no"]
+    assert answers.answer_list(source, least=2) == ["no", "yes"]
+    assert answers.answer_list(source, most=9, least=2) == ["no", "yes"]
     with pytest.raises(ValueError, match="no answer was given at least 3 times; lower that"):
-        vqa.answer_list(source, least=3)
+        answers.answer_list(source, least=3)
     with pytest.raises(ValueError, match="no answer was given at least 1 times"):
-        vqa.answer_list([example()])
+        answers.answer_list([example()])
 
 
 @pytest.mark.parametrize(
@@ -303,17 +322,17 @@ def test_wrong_lists_of_answers(tmp_path, content, said):
     path = tmp_path / "list.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"list.json.*{said}"):
-        vqa.read_answers(path)
+        answers.read_answers(path)
 
 
 def test_reading_a_list_of_answers(tmp_path):
     path = tmp_path / "list.json"
     path.write_text('["yes", "a caf\\u00e9", "yes", "no"]')
-    assert vqa.read_answers(path) == ["yes", "a café", "no"]
+    assert answers.read_answers(path) == ["yes", "a café", "no"]
     with pytest.raises(FileNotFoundError, match=r"absent\.json: no list of answers here.*albef answers"):
-        vqa.read_answers(tmp_path / "absent.json")
+        answers.read_answers(tmp_path / "absent.json")
     with pytest.raises(ValueError, match="the answer list is empty"):
-        vqa.checked_answers([])
+        answers.checked_answers([])
 
 
 # Evaluation
@@ -332,7 +351,7 @@ def test_evaluation_and_the_file_for_evalai(model, processor, tmp_path):
         words = vqa.questions(processor, [source[row].text], 50, 30)
         states, mask = model.read(pixels[row : row + 1], **words), words["attention_mask"]
         best, _ = rank_slowly(model, states, mask, rows_of(processor.answers(ANSWERS)), 4, official=False)
-        written, _ = vqa.generate(model, states, mask, processor.cls_id, processor.sep_id)
+        written, _ = decode.generate(model, states, mask, processor.cls_id, processor.sep_id)
         assert given[source[row].key] == {
             "ranked": ANSWERS[best[0]],
             "generated": processor.words(written[0, 0].tolist()),

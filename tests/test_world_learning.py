@@ -17,9 +17,7 @@ from albef.data.processor import Processor
 from albef.data.records import Example
 from albef.engine.train import train
 from albef.models.albef import AlbefModel
-from albef.tasks import make_task
-from albef.tasks.classification import Classification
-from albef.tasks.vqa import Vqa
+from albef.tasks import make_task, training_data
 from albef_demo.world import COLOURS, parse, png, scene
 
 pytestmark = pytest.mark.learning
@@ -58,9 +56,10 @@ def forgetful(tmp_path_factory):
     return folder
 
 
-def replaced(monkeypatch, task, change):
-    """Lets the task `task` learn from, and be measured on, what `change` makes of a part of the world."""
-    monkeypatch.setattr(task, "open", lambda self, paths: [example for path in paths for example in change(path)])
+def replaced(monkeypatch, change):
+    """Lets a task learn from, and be measured on, what `change` makes of a part of the world."""
+    changed = lambda kind, paths, *roots: [example for path in paths for example in change(path)]  # noqa: E731
+    monkeypatch.setattr(training_data, "open_examples", changed)
 
 
 def about_colours(path):
@@ -89,14 +88,14 @@ def test_entailment(tmp_path, monkeypatch):
 
     To judge scenes that it has not seen takes the recipe a thousand steps; here it learns these by heart.
     """
-    replaced(monkeypatch, Classification, about_colours)
+    replaced(monkeypatch, about_colours)
     found = learnt("entailment", tmp_path, 60, "world:train/64", data="world:train/64", lr=5e-4)
     assert found["examples"] == 64 and found["accuracy"] >= 90, found
 
 
 def test_vqa(tmp_path, monkeypatch):
     """There are six colours and five shapes: guessing, which is all that words alone can do, gives 18 %."""
-    replaced(monkeypatch, Vqa, colours_and_shapes)
+    replaced(monkeypatch, colours_and_shapes)
     found = learnt("vqa", tmp_path, 100, "world:test/300")
     assert found["questions"] > 200 and found["ranked"] >= 27 and found["generated"] >= 27, found
 

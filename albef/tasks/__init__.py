@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from albef.recipe import Recipe
-
-_TASKS = {
-    "pretrain": "pretrain.Pretrain",
-    "retrieval": "retrieval.Retrieval",
-    "vqa": "vqa.Vqa",
-    "classification": "classification.Classification",
-    "nlvr2": "nlvr2.Nlvr2",
-    "text-assignment": "nlvr2.TextAssignment",
-    "grounding": "grounding.Grounding",
-}
+from albef.tasks.begin import check_batch
 
 
-def make_task(recipe: Recipe, folder: Path):
-    """The task that `recipe.task` names, to be run in `folder`."""
-    module, name = _TASKS[recipe.task].split(".")
-    return getattr(import_module(f"albef.tasks.{module}"), name)(recipe, folder)
+def make_task(recipe: Recipe, folder: Path) -> Any:
+    """The task that `recipe.task` names, a `tasks.task.Task`: its file has the same name, and in it `make`."""
+    check_batch(recipe)
+    return import_module(f"albef.tasks.{recipe.task.replace('-', '_')}").make(recipe, folder)

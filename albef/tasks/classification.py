@@ -13,54 +13,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
 from albef.metrics.classification import accuracy
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
-from albef.models.config import AlbefConfig
 from albef.objectives.classify import ClassifyObjective
-from albef.tasks.finetune import FineTune, gather_results, in_batches
+from albef.recipe import Recipe
+from albef.tasks.examples import gather_results, in_batches
+from albef.tasks.task import Figures, Task, compose
+from albef.tasks.training_data import Examples, open_both
 
 Judged = dict[str | int, tuple[Example, Tensor]]  # by key, an example and the probabilities of its classes [C]
 
 
-class Classification(FineTune):
+def make(recipe: Recipe, folder: Path) -> Task[AlbefForClassification]:
     """Fine-tuning on the statements of `recipe.data.train`, whose labels are `recipe.data.labels`."""
+    labels = recipe.data.labels
+    data, validation = labelled("classification", recipe, labels)
+    return compose(
+        recipe,
+        folder,
+        data,
+        lambda config: AlbefForClassification(config, labels),
+        lambda model, _: objective_of(model, recipe),
+        None if validation is None else Statements(validation),
+    )
 
-    kind: Kind = "classification"
 
-    def make(self, config: AlbefConfig) -> AlbefForClassification | AlbefForPairs:
-        return AlbefForClassification(config, self.recipe.data.labels)
+def labelled(kind: Kind, recipe: Recipe, labels: Sequence[str]) -> tuple[Examples, ExampleSource | None]:
+    """Training data whose every example has one of `labels`, and validation data in which some have."""
+    source, validation = open_both(kind, recipe)
+    if validation is not None and not any(validation[index].label is not None for index in range(len(validation))):
+        raise AlbefValueError(
+            "data.validation: none of its examples has a label to be measured by; leave it out, and have them "
+            "judged afterwards by `albef evaluate --results`"
+        )
 
-    def teach(self, model: Any) -> ClassifyObjective:
-        options = self.recipe.objective
-        return ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
+    def encode_with(processor: Processor) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
+        return partial(encode, processor, recipe.data.max_tokens, labels)
 
-    def probe(self, source: ExampleSource) -> None:
-        super().probe(source)
-        if not any(source[index].label is not None for index in range(len(source))):
-            raise AlbefValueError(
-                "data.validation: none of its examples has a label to be measured by; leave it out, and have them "
-                "judged afterwards by `albef evaluate --results`"
-            )
+    return Examples(source, recipe, encode_with, lambda example: label_index(example, labels)), validation
 
-    def check(self, example: Example) -> None:
-        label_index(example, self.model.labels)
 
-    def encoder(self) -> Encode:
-        return partial(encode, self.processor, self.recipe.data.max_tokens, self.model.labels)
+def objective_of(model: AlbefForClassification | AlbefForPairs, recipe: Recipe) -> ClassifyObjective:
+    """Cross-entropy, with a teacher where the recipe gives it a share."""
+    options = recipe.objective
+    return ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
 
-    def measure(self, source: ExampleSource) -> dict[str, Any]:
-        return evaluate(self.model, self.processor, source)
 
-    def score(self, evaluation: dict[str, Any]) -> float:
-        return evaluation["accuracy"]
+class Statements:
+    """Accuracy on a source of statements about an image."""
 
-    def headline(self, evaluation: dict[str, Any]) -> str:
-        return f"accuracy {evaluation['accuracy']:.2f} %"
+    def __init__(self, source: ExampleSource) -> None:
+        self.source = source
+
+    def evaluate(self, model: AlbefForClassification, processor: Processor) -> Figures:
+        return evaluate(model, processor, self.source)
+
+    def score(self, figures: Figures) -> float:
+        return figures["accuracy"]
+
+    def headline(self, figures: Figures) -> str:
+        return f"accuracy {figures['accuracy']:.2f} %"
 
 
 def encode(
@@ -93,8 +109,7 @@ def predict(
 ) -> Judged:
     """Every readable example with the probabilities of the classes [C], by key."""
     found: list[tuple[str | int, tuple[Example, Tensor]]] = []
-    for examples, pixels in in_batches(source, processor, batch_size, tick):
-        pixels = pixels.to(model.device)
+    for examples, pixels in in_batches(source, processor, batch_size, tick, model.device):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         inputs = [words[name].to(model.device) for name in ("input_ids", "attention_mask")]
         if isinstance(model, AlbefForClassification):

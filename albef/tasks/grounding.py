@@ -14,37 +14,46 @@ import torch
 from torch import Tensor
 
 from albef import distributed
-from albef.data.examples import Box, Example, ExampleSource, open_examples
+from albef.data.examples import Box, Example, ExampleSource
 from albef.data.processor import Processor
 from albef.data.records import Record
 from albef.errors import AlbefValueError
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
-from albef.tasks.finetune import gather_results, in_batches
-from albef.tasks.retrieval import Retrieval
+from albef.recipe import Recipe
+from albef.tasks.examples import gather_results, in_batches
+from albef.tasks.retrieval import learning_to_match
+from albef.tasks.task import Task
+from albef.tasks.training_data import Pairs, open_both
 
 Mode = Literal["itm", "itc"]
+MODES: tuple[Mode, ...] = ("itm", "itc")
 
 
-class Grounding(Retrieval):
+def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
     """Retrieval fine-tuning on phrases: an image and what somebody said of a thing in it, never where that is."""
+    source, validation = open_both("phrases", recipe)
+    if validation is not None:
+        checked_boxes(validation[0])
+    protocol = None if validation is None else Boxes(validation)
+    return learning_to_match(recipe, folder, Pairs(Phrases(source), recipe), protocol)
 
-    def open(self, paths: Sequence[str]) -> Any:
-        return Phrases(open_examples("phrases", paths, self.recipe.data.image_root))
 
-    def probe(self, source: Any) -> None:
-        super().probe(source)
-        checked_boxes(source.examples[0])
+class Boxes:
+    """How well heat maps by ITM and by ITC find what the phrases of a source mean."""
 
-    def measure(self, source: Any) -> dict[str, Any]:
-        return {mode: evaluate(self.model, self.processor, source.examples, mode) for mode in ("itm", "itc")}
+    def __init__(self, source: ExampleSource) -> None:
+        self.source = source
 
-    def score(self, evaluation: dict[str, Any]) -> float:
+    def evaluate(self, model: AlbefModel, processor: Processor) -> dict[str, Any]:
+        return {mode: evaluate(model, processor, self.source, mode) for mode in MODES}
+
+    def score(self, figures: dict[str, Any]) -> float:
         """Boxes chosen rightly, or, where there are none to choose from, the pointing game."""
-        return evaluation["itm"].get("boxes", evaluation["itm"]["pointing"])
+        return figures["itm"].get("boxes", figures["itm"]["pointing"])
 
-    def headline(self, evaluation: dict[str, Any]) -> str:
-        rows = (f"{mode} {', '.join(_shown(figures))}" for mode, figures in evaluation.items())
+    def headline(self, figures: dict[str, Any]) -> str:
+        rows = (f"{mode} {', '.join(_shown(own))}" for mode, own in figures.items())
         return f"grounding, %: {'; '.join(rows)}"
 
 
@@ -184,10 +193,10 @@ def _maps(
     tick: Callable[[int], None] | None,
 ) -> Iterator[tuple[Example, Tensor]]:
     """Every readable example with its map over the patch grid, [rows, columns]."""
-    for examples, pixels in in_batches(source, processor, 32, tick):
+    for examples, pixels in in_batches(source, processor, 32, tick, model.device):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
-        maps = text_maps(model, pixels[:, 0].to(model.device), ids, mask, mode, layer)
+        maps = text_maps(model, pixels[:, 0], ids, mask, mode, layer)
         yield from zip(examples, maps.cpu(), strict=True)
 
 

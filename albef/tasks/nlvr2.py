@@ -1,4 +1,4 @@
-"""Two images and a statement, true or false, and text assignment, which prepares for it (paper §4.1; spec §3.4)."""
+"""Two images and a statement, true or false (paper §4.1, NLVR2; spec §3.4)."""
 
 from __future__ import annotations
 
@@ -6,61 +6,59 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from albef.data.examples import ExampleSource, Kind
+from albef.data.examples import ExampleSource
 from albef.data.processor import Processor
 from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
 from albef.metrics.pairing import counts
-from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
-from albef.models.config import AlbefConfig
-from albef.objectives.classify import AssignObjective
-from albef.tasks.classification import Classification, Judged, chosen_and_true, predict
-from albef.tasks.learner import Memory
-from albef.tasks.pretrain import Pretrain
+from albef.models.classifier import AlbefForPairs
+from albef.recipe import Recipe
+from albef.tasks.begin import SavedTeacher, restore_teacher
+from albef.tasks.classification import Judged, chosen_and_true, labelled, objective_of, predict
+from albef.tasks.task import Figures, Task, compose
+
+LABELS = ("False", "True")
 
 
-class Nlvr2(Classification):
-    """Fine-tuning on pairs of images.
-
-    `objective.official` leaves the teacher as it was before the start was loaded, as the original does (#67).
-    """
-
-    kind: Kind = "pairs"
-
-    def make(self, config: AlbefConfig) -> AlbefForPairs:
-        return AlbefForPairs(config)
-
-    def remember(self, memory: Memory) -> list[str]:
-        if not self.recipe.objective.official or self.objective.teacher is None:
-            return super().remember(memory)
-        before = self.make(self.model.config)
-        before.cls_head.load_state_dict(self.model.cls_head.state_dict())  # that has no other start
-        self.objective.teacher.copy(before)
-        return ["teacher: as it was before the start was loaded"]
-
-    def measure(self, source: ExampleSource) -> dict[str, Any]:
-        return evaluate(self.model, self.processor, source)
-
-    def headline(self, evaluation: dict[str, Any]) -> str:
-        consistency = evaluation.get("consistency")
-        return super().headline(evaluation) + (f", consistency {consistency:.2f} %" if consistency is not None else "")
+def make(recipe: Recipe, folder: Path) -> Task[AlbefForPairs]:
+    """Fine-tuning on pairs of images."""
+    data, validation = labelled("pairs", recipe, LABELS)
+    return compose(
+        recipe,
+        folder,
+        data,
+        lambda config: AlbefForPairs(config, LABELS),
+        lambda model, _: objective_of(model, recipe),
+        None if validation is None else StatementsOfPairs(validation),
+        unstarted_teacher if recipe.objective.official else restore_teacher,
+    )
 
 
-class TextAssignment(Pretrain):
-    """Which of two images does a caption describe, or neither? Learns from pre-training's pairs."""
+def unstarted_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
+    """Leaves the teacher as it was before the start was loaded, as the original does (#67)."""
+    if objective.teacher is None:
+        return restore_teacher(objective, saved)
+    before = AlbefForPairs(objective.model.config, LABELS)
+    before.cls_head.load_state_dict(objective.model.cls_head.state_dict())  # that has no other start
+    objective.teacher.copy(before)
+    return ["teacher: as it was before the start was loaded"]
 
-    def make(self, config: AlbefConfig) -> AlbefForTextAssignment:
-        return AlbefForTextAssignment(config)
 
-    def teach(self, model: Any) -> AssignObjective:
-        return AssignObjective(model, self.recipe.objective.official)
+class StatementsOfPairs:
+    """Accuracy and consistency on a source of statements about two images."""
 
-    def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
-        return objective(batch)
+    def __init__(self, source: ExampleSource) -> None:
+        self.source = source
 
-    def evaluate(self) -> dict[str, Any]:
-        return {}
+    def evaluate(self, model: AlbefForPairs, processor: Processor) -> Figures:
+        return evaluate(model, processor, self.source)
+
+    def score(self, figures: Figures) -> float:
+        return figures["accuracy"]
+
+    def headline(self, figures: Figures) -> str:
+        consistency = figures.get("consistency")
+        more = f", consistency {consistency:.2f} %" if consistency is not None else ""
+        return f"accuracy {figures['accuracy']:.2f} %{more}"
 
 
 def evaluate(

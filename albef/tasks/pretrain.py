@@ -1,100 +1,107 @@
-"""Pre-training as a task: recipe in, objective and batches out, zero-shot retrieval as the measure (paper §3.2)."""
+"""Pre-training as a task: pairs in, zero-shot retrieval as the measure (paper §3.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from albef.data.augment import TrainTransform
-from albef.data.loader import CachedSet, Collate, TrainingSet, read_sample
-from albef.data.sources import Source, captions_of, open_sources
+from albef.data.processor import Processor
+from albef.data.sources import Source
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
 from albef.models.flops import pretraining_flops
 from albef.models.layout import Packed
 from albef.objectives.pretrain import PretrainObjective
+from albef.recipe import Recipe
 from albef.tasks import ranking
-from albef.tasks.learner import Learner
+from albef.tasks.task import Batch, Figures, Task, compose
+from albef.tasks.training_data import Pairs, open_pairs
 
 
-class Pretrain(Learner):
+def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
     """Image-text pre-training on the pairs of `recipe.data.train`."""
+    source, validation = open_pairs(recipe)
+    options = recipe.objective
 
-    last: tuple[Tensor, bool] | None = None
-    """How long the texts of the last step were, on the host, and whether they were fused."""
-
-    def make(self, config: AlbefConfig) -> Any:
+    def build_model(config: AlbefConfig) -> AlbefModel:
         model = AlbefModel(replace(config, mlm_head=True))
-        model.temp.data.fill_(self.recipe.objective.temp)
+        model.temp.data.fill_(options.temp)
         return model
 
-    def teach(self, model: Any) -> Any:
-        options = self.recipe.objective
-        made = PretrainObjective(
-            model,
-            queue_size=options.queue_size,
-            momentum=options.momentum,
-            mlm_probability=options.mlm_probability,
-            itm_negatives=options.itm_negatives,
-            mask_id=self.processor.mask_id,
-            cls_id=self.processor.cls_id,
-            itc=options.itc,
-            official=options.official,
-        )
-        self.find_unused_parameters = options.align_first > 0 or not options.itc
-        return made
+    task = compose(
+        recipe,
+        folder,
+        Pairs(source, recipe),
+        build_model,
+        partial(build_objective, recipe),
+        search_of(validation, recipe),
+        call=call_in_two_phases,
+        find_unused_parameters=options.align_first > 0 or not options.itc,
+    )
+    task.on_host = partial(words_and_masks_on_host, cast(PretrainObjective, task.objective))
+    task.flops = partial(_flops, task.model.config, recipe)
+    return task
 
-    def open(self, paths: Sequence[str]) -> Source:
-        return open_sources(paths, self.recipe.data.image_root)
 
-    def probe(self, source: Source) -> None:
-        read_sample(source, 0)
+def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> PretrainObjective:
+    options = recipe.objective
+    return PretrainObjective(
+        model,
+        queue_size=options.queue_size,
+        momentum=options.momentum,
+        mlm_probability=options.mlm_probability,
+        itm_negatives=options.itm_negatives,
+        mask_id=processor.mask_id,
+        cls_id=processor.cls_id,
+        itc=options.itc,
+        official=options.official,
+    )
 
-    def texts(self) -> Iterator[str]:
-        """Captions to learn a vocabulary from: all, or of evenly spaced records when there are very many."""
-        step = max(1, len(self.source) // 200_000)
-        return captions_of(self.source, range(0, len(self.source), step))
 
-    def in_memory(self) -> CachedSet:
-        data, size = self.recipe.data, self.recipe.data.cache_size
-        return CachedSet(self.source, self.processor, (size, size), data.max_tokens, self.recipe.seed)
+def words_on_host(batch: Batch, device: torch.device) -> Batch:
+    """How the texts of a batch lie, told from their mask before it goes to the device."""
+    return {"words": Packed.of(batch["attention_mask"], device)}
 
-    def one_by_one(self, transform: TrainTransform) -> tuple[TrainingSet, Collate]:
-        training = TrainingSet(self.source, self.processor, transform, self.recipe.seed)
-        return training, Collate(self.processor, self.recipe.data.max_tokens)
 
-    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        self.lengths = batch["attention_mask"].sum(1)
-        words = Packed.of(batch["attention_mask"], device)
-        masked = {"masked": self.objective.mask(batch, device)} if isinstance(self.objective, PretrainObjective) else {}
-        return {**super().prepare(batch, device), "words": words, **masked}
+def words_and_masks_on_host(objective: PretrainObjective, batch: Batch, device: torch.device) -> Batch:
+    """The words to be filled in as well."""
+    return words_on_host(batch, device) | {"masked": objective.mask(batch, device)}
 
-    def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
-        """The step's losses by name; their sum is learnt from."""
-        fuse = progress >= self.recipe.objective.align_first
-        self.last = self.lengths, fuse
-        return objective(batch, self.alpha(step), fuse)
 
-    def flops_per_pair(self) -> float:
-        if self.last is None:
-            return 0.0
-        options, (lengths, fuse) = self.recipe.objective, self.last
-        config = self.model.config
-        return pretraining_flops(config, lengths.tolist(), options.mlm_probability, options.itm_negatives, fuse)
+def call_in_two_phases(objective: nn.Module, batch: Batch, alpha: float, fuse: bool) -> dict[str, Tensor]:
+    """Pre-training may align first and fuse later."""
+    return objective(batch, alpha, fuse)
 
-    def measure(self, source: Source) -> dict[str, Any]:
-        """Zero-shot retrieval: recalls by ITC, by ITM and by their sum."""
-        gallery = ranking.encode(self.model, self.processor, source, self.recipe.data.validation_captions)
-        return {**ranking.evaluate(self.model, gallery, self.recipe.k_test)}
 
-    def headline(self, evaluation: dict[str, Any]) -> str:
-        found = (f"{name} {figures['img_r1']:.1f} / {figures['img_r10']:.1f}" for name, figures in evaluation.items())
+def _flops(config: AlbefConfig, recipe: Recipe, lengths: Tensor, fused: bool) -> float:
+    options = recipe.objective
+    return pretraining_flops(config, lengths.tolist(), options.mlm_probability, options.itm_negatives, fused)
+
+
+def search_of(source: Source | None, recipe: Recipe) -> Search | None:
+    """The protocol of retrieval on validation data, if there are any."""
+    return None if source is None else Search(source, recipe.k_test, recipe.data.validation_captions)
+
+
+class Search:
+    """Recalls of two-stage retrieval on a source: by ITC, by ITM and by their sum."""
+
+    def __init__(self, source: Source, k: int, captions: int | None) -> None:
+        self.source, self.k, self.captions = source, k, captions
+
+    def evaluate(self, model: AlbefModel, processor: Processor) -> Figures:
+        gallery = ranking.encode(model, processor, self.source, self.captions)
+        return {**ranking.evaluate(model, gallery, self.k)}
+
+    def score(self, figures: Figures) -> float:
+        """Mean recall, re-ranked."""
+        return figures["itm"]["r_mean"]
+
+    def headline(self, figures: Figures) -> str:
+        found = (f"{name} {own['img_r1']:.1f} / {own['img_r10']:.1f}" for name, own in figures.items())
         return f"text->image R@1 / R@10: {', '.join(found)}"
-
-    def score(self, evaluation: dict[str, Any]) -> float:
-        """What the best model is chosen by: mean recall, re-ranked."""
-        return evaluation["itm"]["r_mean"]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
-from torch import Tensor, nn
-
+from albef.data.processor import Processor
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
 from albef.objectives.retrieval import RetrievalObjective
-from albef.tasks.learner import Learner
-from albef.tasks.pretrain import Pretrain
+from albef.recipe import Recipe
+from albef.tasks.pretrain import search_of, words_on_host
+from albef.tasks.task import EvaluationProtocol, Task, compose
+from albef.tasks.training_data import Pairs, open_pairs
 
 
-class Retrieval(Pretrain):
+def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
     """ITC and ITM on the pairs of `recipe.data.train`; records of one `image_id` are each other's positives."""
+    source, validation = open_pairs(recipe)
+    return learning_to_match(recipe, folder, Pairs(source, recipe), search_of(validation, recipe))
 
-    def make(self, config: AlbefConfig) -> AlbefModel:
+
+def learning_to_match(
+    recipe: Recipe, folder: Path, data: Pairs, protocol: EvaluationProtocol[AlbefModel] | None
+) -> Task[AlbefModel]:
+    """Align and match, as retrieval and grounding learn, on any pairs."""
+    options = recipe.objective
+
+    def build_model(config: AlbefConfig) -> AlbefModel:
         return AlbefModel(replace(config, mlm_head=False))
 
-    def teach(self, model: Any) -> RetrievalObjective:
-        options = self.recipe.objective
+    def build_objective(model: AlbefModel, _: Processor) -> RetrievalObjective:
         return RetrievalObjective(model, options.queue_size, options.momentum, options.itm_negatives, options.official)
 
-    def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]:
-        return Learner.losses(self, objective, batch, step, progress)
+    return compose(recipe, folder, data, build_model, build_objective, protocol, on_host=words_on_host)

@@ -5,7 +5,8 @@ import torch
 
 from albef.models.names import to_official
 from albef.objectives.answer import AnswerObjective
-from albef.tasks.vqa import questions, rank_answers
+from albef.tasks.decode import rank_answers
+from albef.tasks.vqa import questions
 from tests.parity import golden
 
 MOMENTUM = 0.995  # fixed in the official code

@@ -1,0 +1,95 @@
+"""How a run begins: its model, its words, and what was saved of a teacher with its start."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from albef import distributed
+from albef.data.processor import Processor, load_tokenizer, train_tokenizer
+from albef.errors import AlbefValueError
+from albef.models.backbone import Backbone
+from albef.models.config import AlbefConfig
+from albef.models.hub import load_config
+from albef.models.start import load_start
+from albef.recipe import Recipe
+
+M = TypeVar("M", bound=Backbone)
+
+
+class SavedTeacher(NamedTuple):
+    """States of a teacher and of queues that were saved beside the model that a run starts from; None without them."""
+
+    teacher: dict[str, Tensor] | None = None
+    queue: dict[str, Tensor] | None = None
+
+
+def restore_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
+    """Gives an objective the teacher and the queues that were saved with its start; returns a report in words.
+
+    Queues only fit an objective with queues of their size.
+    """
+    report = []
+    teacher, queue = getattr(objective, "teacher", None), getattr(objective, "queue", None)
+    if teacher is not None and saved.teacher is not None:
+        teacher.model.load_state_dict(saved.teacher)
+    if teacher is not None:
+        report.append(f"teacher: {'a copy of the model' if saved.teacher is None else 'its own weights'}")
+    size = saved.queue["image_queue"].shape[0] if saved.queue is not None else 0
+    if queue is not None and saved.queue is not None and size == queue.image_queue.shape[0]:
+        queue.load_state_dict(saved.queue)
+    if queue is not None:
+        report.append(f"queues: {'taken over' if size == queue.image_queue.shape[0] else 'new'}")
+    return report
+
+
+def check_batch(recipe: Recipe) -> None:
+    """ValueError unless there is something to train on and the batch can be split over the ranks."""
+    if not recipe.data.train:
+        raise AlbefValueError(
+            f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of images, "
+            "e.g. --data.train captions.json"
+        )
+    world = distributed.world_size()
+    if recipe.batch_size % world:
+        raise AlbefValueError(f"batch_size {recipe.batch_size} can't be split evenly over {world} ranks")
+
+
+def start_model(
+    build_model: Callable[[AlbefConfig], M], recipe: Recipe, folder: Path, texts: Callable[[], Iterator[str]]
+) -> tuple[M, Processor, SavedTeacher | None]:
+    """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
+
+    `build_model` makes the model of a configuration. A run that goes on takes sizes and words from its own folder, so
+    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size.
+    Otherwise the model is new, and so are its words, which are learnt from `texts` unless `data.tokenizer` names some.
+    """
+    data, saved = recipe.data, folder / "model"
+    torch.manual_seed(recipe.seed)
+    goes_on = (folder / "checkpoint.pt").exists()
+    begin = str(saved) if goes_on else recipe.init
+    if begin:
+        config = AlbefConfig.from_dict(load_config(begin)).at_size(recipe.model.image_size)
+        model = build_model(config)
+        report, *memory = load_start(model, begin)
+        if not goes_on:
+            say([f"start: {begin}", *report])
+        processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
+        return model, processor, None if goes_on else SavedTeacher(*memory)
+    words = data.tokenizer
+    tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
+    model = build_model(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
+    size = model.config.image_size
+    return model, Processor(tokenizer, size, max_words=data.max_words, max_tokens=data.max_tokens), None
+
+
+def say(lines: Sequence[str]) -> None:
+    """What a run begins with, on the first rank's screen."""
+    if lines and distributed.rank() == 0:
+        print(*lines, sep="\n", file=sys.stderr)

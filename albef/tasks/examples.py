@@ -1,0 +1,54 @@
+"""Going through examples to measure a model on them: in batches, each example once over all ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from albef import distributed
+from albef.data.example_sets import read_examples
+from albef.data.examples import Example, ExampleSource
+from albef.data.processor import Processor
+from albef.errors import AlbefValueError
+
+
+def in_batches(
+    source: ExampleSource,
+    processor: Processor,
+    batch_size: int,
+    tick: Callable[[int], None] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[tuple[list[Example], Tensor]]:
+    """This rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`; each example once
+    over all ranks.
+
+    Unreadable images are left out with a warning. `tick` is told of every example done.
+    """
+    own = range(distributed.rank(), len(source), distributed.world_size())
+    for start in range(0, len(own), batch_size):
+        indices = own[start : start + batch_size]
+        examples, pixels = read_examples(source, indices, processor)
+        if examples:
+            pixels = pixels.to(device)
+            yield examples, processor.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        if tick:
+            tick(len(indices))
+
+
+def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]:
+    """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
+    rows = [row for part in distributed.gather_objects(list(own)) for row in part]
+    if not rows:
+        raise AlbefValueError("none of the examples could be read; check the paths and image_root")
+    found = dict(rows)
+    if len(found) < len(rows):
+        twice = next(key for key, count in Counter(key for key, _ in rows).items() if count > 1)
+        raise AlbefValueError(
+            f"two examples have the id {twice!r}, and only one could be counted; evaluate the files one by one, or "
+            "give each question or pair an id of its own"
+        )
+    return found

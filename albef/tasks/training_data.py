@@ -1,0 +1,100 @@
+"""What tasks learn from: images with captions, or examples with one or two images, a text and a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from albef.data.augment import TrainTransform
+from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example
+from albef.data.examples import Example, ExampleSource, Kind, open_examples
+from albef.data.loader import CachedSet, Collate, TrainingSet, read_sample
+from albef.data.processor import Processor
+from albef.data.sources import Source, captions_of, open_sources
+from albef.recipe import Recipe
+
+MOST_TEXTS = 200_000  # records whose captions are enough to learn a vocabulary from
+
+
+class Pairs:
+    """Images with captions, as pre-training and retrieval learn from them."""
+
+    def __init__(self, source: Source, recipe: Recipe) -> None:
+        self.source, self.recipe = source, recipe
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def texts(self) -> Iterator[str]:
+        """The captions of all records, or of evenly spaced ones where there are very many."""
+        step = max(1, len(self.source) // MOST_TEXTS)
+        return captions_of(self.source, range(0, len(self.source), step))
+
+    def in_memory(self, processor: Processor) -> CachedSet:
+        data, size = self.recipe.data, self.recipe.data.cache_size
+        return CachedSet(self.source, processor, (size, size), data.max_tokens, self.recipe.seed)
+
+    def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[TrainingSet, Collate]:
+        training = TrainingSet(self.source, processor, transform, self.recipe.seed)
+        return training, Collate(processor, self.recipe.data.max_tokens)
+
+
+class Examples:
+    """Examples of one kind; `encode_with(processor)` gives the function that turns their texts and truths into tensors.
+
+    That function is sent to the loader's workers, so it should hold no model. `check` raises ValueError for an example
+    that cannot be learnt from: it ends the run before it begins.
+    """
+
+    def __init__(
+        self,
+        source: ExampleSource,
+        recipe: Recipe,
+        encode_with: Callable[[Processor], Encode],
+        check: Callable[[Example], object],
+    ) -> None:
+        self.source, self.recipe, self.encode_with, self.check = source, recipe, encode_with, check
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def texts(self) -> Iterator[str]:
+        for index in range(len(self.source)):
+            example = self.source[index]
+            yield from (example.text, *example.answers)
+
+    def in_memory(self, processor: Processor) -> CachedExamples:
+        size = self.recipe.data.cache_size
+        cached = CachedExamples(self.source, processor, (size, size), self.encode_with(processor))
+        for example in cached.examples:
+            self.check(example)
+        return cached
+
+    def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[ExampleSet, ExampleCollate]:
+        for index in range(len(self.source)):
+            self.check(self.source[index])
+        dataset = ExampleSet(self.source, processor, transform, self.recipe.seed)
+        return dataset, ExampleCollate(self.encode_with(processor))
+
+
+def open_pairs(recipe: Recipe) -> tuple[Source, Source | None]:
+    """The training source and, if there is one, that of validation, whose first image was read: a wrong path fails now
+    and not in hours."""
+    data = recipe.data
+    training = open_sources(data.train, data.image_root)
+    validation = open_sources(data.validation, data.image_root) if data.validation else None
+    if validation is not None:
+        read_sample(validation, 0)
+    return training, validation
+
+
+def open_both(kind: Kind, recipe: Recipe) -> tuple[ExampleSource, ExampleSource | None]:
+    """As `open_pairs`, for examples of a kind."""
+
+    def opened(paths: Sequence[str]) -> ExampleSource:
+        return open_examples(kind, paths, recipe.data.image_root, recipe.data.vg_root)
+
+    training = opened(recipe.data.train)
+    validation = opened(recipe.data.validation) if recipe.data.validation else None
+    if validation is not None:
+        read_example(validation, 0)
+    return training, validation
