@@ -311,10 +311,11 @@ def _one_image(options: argparse.Namespace, _: list[str]) -> None:
 def _answers(options: argparse.Namespace, _: list[str]) -> None:
     _check_places(options.out)
     from albef.data.examples import open_examples
+    from albef.files import write_atomically
     from albef.tasks.vqa import answer_list
 
     found = answer_list(open_examples("vqa", options.data), options.most, options.least)
-    options.out.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(options.out, json.dumps(found, indent=0, ensure_ascii=False) + "\n")
     print(f"{len(found)} answers: {options.out}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.models.config import AlbefConfig
 
 Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"]
@@ -162,7 +163,7 @@ class Recipe:
         _check(self)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from albef.data.images import ImageSource, open_image, pixels_of, to_rgb
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ASSETS, data_path, model_folder
+from albef.files import ASSETS, data_path, model_folder, write_atomically
 
 BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -218,7 +218,7 @@ class Processor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `preprocessor_config.json` (Hugging Face's names) into `folder`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(Path(folder, "tokenizer.json")))
+        write_atomically(Path(folder, "tokenizer.json"), self.tokenizer.to_str(pretty=True))
         height, width = self.image_size
         config = {
             "do_convert_rgb": True, "do_resize": True, "size": {"height": height, "width": width},
@@ -226,7 +226,7 @@ class Processor:
             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(self.mean), "image_std": list(self.std),
             "max_words": self.max_words, "max_tokens": self.max_tokens,
         }  # fmt: skip
-        Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_atomically(Path(folder, "preprocessor_config.json"), json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Processor":

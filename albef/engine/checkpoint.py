@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 
 NAME = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes beside the old checkpoint and then takes its place, so that a crash at any moment leaves one whole."""
-    temporary = folder / f"{NAME}.tmp"
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
+    write_atomically(folder / NAME, lambda file: torch.save(state, file))
 
 
 def load(folder: Path) -> dict[str, Any] | None:

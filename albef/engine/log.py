@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from albef.errors import AlbefRuntimeError
+from albef.files import write_atomically
 
 LOG = "log.jsonl"
 
@@ -50,7 +51,7 @@ class RunLog:
             path = folder / LOG
             if path.exists():
                 kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-                path.write_text("".join(f"{line}\n" for line in kept))
+                write_atomically(path, "".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
         self.board = None
         if tensorboard and not quiet:

@@ -24,6 +24,7 @@ from albef.engine.log import RunLog, peak_flops
 from albef.engine.memory import keep_freed_memory
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.errors import AlbefFloatingPointError, AlbefValueError
+from albef.files import write_atomically
 from albef.recipe import Recipe
 
 RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
@@ -218,7 +219,8 @@ class _Run:
         best = json.loads(path.read_text())["score"] if path.exists() else float("-inf")
         if score > best:
             self.task.save_model(path.parent)
-            path.write_text(json.dumps({"score": score, "step": self.step, "evaluation": self.evaluation}) + "\n")
+            scored = {"score": score, "step": self.step, "evaluation": self.evaluation}
+            write_atomically(path, json.dumps(scored) + "\n")
 
     def save(self) -> None:
         """Checkpoint and model, by the first rank (all hold the same)."""

@@ -17,6 +17,7 @@ from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.metrics.classification import accuracy
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
@@ -141,4 +142,4 @@ def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
         }
         for key, (example, row) in found.items()
     ]
-    path.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")

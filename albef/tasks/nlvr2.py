@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from albef.data.examples import ExampleSource, Kind
 from albef.data.processor import Processor
+from albef.files import write_atomically
 from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
@@ -85,4 +86,4 @@ def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
 def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
     """What NLVR2's official script reads: a line `identifier,label` for each pair."""
     chosen, _ = chosen_and_true(found, labels)
-    path.write_text("".join(f"{key},{label}\n" for key, label in chosen.items()), encoding="utf-8")
+    write_atomically(path, "".join(f"{key},{label}\n" for key, label in chosen.items()))

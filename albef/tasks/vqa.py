@@ -19,7 +19,7 @@ from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ANSWERS, model_folder
+from albef.files import ANSWERS, model_folder, write_atomically
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
@@ -72,7 +72,7 @@ class Vqa(FineTune):
 
     def save_model(self, folder: Path) -> None:
         super().save_model(folder)
-        (folder / ANSWERS).write_text(json.dumps(self.answers, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(folder / ANSWERS, json.dumps(self.answers, indent=0, ensure_ascii=False) + "\n")
 
 
 def encode(processor: Processor, max_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -289,4 +289,4 @@ def evaluate(
 def write_results(path: Path, given: dict[str | int, dict[str, str]], way: str = "ranked") -> None:
     """The file that EvalAI takes: `[{"question_id": .., "answer": ..}, ...]`, each question once (spec §4.2)."""
     rows = [{"question_id": key, "answer": answers[way]} for key, answers in given.items()]
-    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(rows, ensure_ascii=False) + "\n")
