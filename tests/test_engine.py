@@ -186,6 +186,18 @@ def test_another_recipe_in_the_folder_is_an_error(world, tmp_path):
         prepare_folder(other, tmp_path / "run")
 
 
+def test_a_run_of_an_older_version_goes_on(world, tmp_path):
+    """A field that came later is missing in its file, and has its default."""
+    recipe = tiny_recipe(world)
+    prepare_folder(recipe, tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    values = json.loads(path.read_text())
+    del values["tensorboard"], values["format"]
+    path.write_text(json.dumps(values))
+    prepare_folder(Recipe.load(path), tmp_path / "run")
+    prepare_folder(recipe, tmp_path / "run")
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path):
     class Broken(Pretrain):
         def losses(self, *arguments):
@@ -293,14 +305,42 @@ def test_unknown_fields_of_a_recipe_file(world, tmp_path, path, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"precision": "bf16"}, "precision is 'bf16', but must be one of auto, float32, bfloat16"),
+        ({"precision": "bf16"}, "precision is 'bf16', but must be one of auto, float32, tf32, bfloat16"),
         ({"task": "captioning"}, "must be one of pretrain, retrieval, vqa"),
         ({"data": {"train": "captions.json"}}, "data.train is 'captions.json', but must be a list"),
+        ({"tensorboard": "no"}, "tensorboard is 'no', but must be true or false"),
+        ({"batch_size": 64.5}, "batch_size is 64.5, but must be a whole number"),
+        ({"steps": "100"}, "steps is '100', but must be a whole number"),
+        ({"model": {"vision_layers": "12"}}, "model.vision_layers is '12', but must be a whole number"),
+        ({"optim": {"betas": [2, 3]}}, r"optim.betas is \(2, 3\), but must be a list of 2"),
+        ({"optim": 3}, "optim is 3, but must be an object"),
+        ({"format": 2}, "has format 2, this version reads up to 1; update albef"),
     ],
 )
 def test_wrong_values_of_a_recipe_file(tmp_path, changes, said):
     (tmp_path / "recipe.json").write_text(json.dumps(changes))
     with pytest.raises(ValueError, match=said):
+        Recipe.load(tmp_path / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        (Recipe, {"save_steps": -5}, "save_steps is -5, but must be at least 0"),
+        (Optim, {"lr": -1.0}, "optim.lr is -1.0, but must be at least 0"),
+        (Optim, {"lr": float("nan")}, "optim.lr is nan"),
+        (Data, {"crop_scale": (0.9, 0.1)}, "data.crop_scale is .*, but must be the lower share and the higher"),
+        (Data, {"workers": -1}, "data.workers is -1, but must be at least 0"),
+    ],
+)
+def test_ranges_hold_wherever_a_recipe_is_made(part, changes, said):
+    with pytest.raises(ValueError, match=said):
+        part(**changes)
+
+
+def test_a_cut_recipe_file_says_which(tmp_path):
+    (tmp_path / "recipe.json").write_text("")
+    with pytest.raises(ValueError, match=r"recipe\.json is no JSON"):
         Recipe.load(tmp_path / "recipe.json")
 
 

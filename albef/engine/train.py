@@ -328,8 +328,7 @@ def prepare_folder(recipe: Recipe, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(path)
     distributed.wait()
-    now = json.loads(json.dumps(asdict(recipe)))  # as the file has it: lists for tuples
-    different = sorted(_differences(json.loads(path.read_text()), now))
+    different = sorted(_differences(asdict(Recipe.load(path)), asdict(recipe)))
     if different:
         raise AlbefValueError(
             f"{folder} holds a run of another recipe (different: {', '.join(different)}); go on with that one by "
