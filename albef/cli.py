@@ -220,9 +220,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from albef.tasks import make_task
 
     with distributed.session() as device:
-        engine.prepare_folder(recipe, folder)
         try:
-            figures = engine.train(make_task(recipe, folder), recipe, folder, device)
+            figures = engine.train(make_task, recipe, folder, device)
         except engine.Interrupted as stopped:
             if distributed.rank() == 0:
                 print(stopped, file=sys.stderr)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from albef.engine import checkpoint
-from albef.engine.train import Interrupted, prepare_folder, train
+from albef.data.processor import Processor
+from albef.engine import checkpointer
+from albef.engine.train import Interrupted, check_recipe, train
 from albef.models.flops import pretraining_flops
 from albef.recipe import Data, Objective, Optim, Recipe
 from albef.tasks import make_task
@@ -27,14 +28,12 @@ def world(tmp_path):
     return make_world(tmp_path / "world")
 
 
-def run(recipe, folder, task=None):
-    folder.mkdir(exist_ok=True)
-    task = task or make_task(recipe, folder)
-    return task, train(task, recipe, folder, CPU)
+def run(recipe, folder, make=make_task):
+    return train(make, recipe, folder, CPU)
 
 
 def state(folder):
-    return torch.load(folder / checkpoint.NAME, weights_only=True)["objective"]
+    return checkpointer.read_newest(folder)["objective"]
 
 
 def lines(folder):
@@ -49,8 +48,8 @@ def steps(folder):
 class StopAt(Pretrain):
     """Sends itself a signal in the middle of a step."""
 
-    def __init__(self, recipe, folder, step, number):
-        super().__init__(recipe, folder)
+    def __init__(self, recipe, saved, step, number):
+        super().__init__(recipe, saved)
         self.stop_step, self.number = step, number
 
     def losses(self, objective, batch, step, progress):
@@ -64,11 +63,11 @@ class StopAt(Pretrain):
 def test_an_interrupted_run_gives_the_same_weights(world, tmp_path, number, augment):
     data = replace(tiny_recipe(world).data, augment=augment, workers=0)
     recipe = replace(tiny_recipe(world), data=replace(data, colour=0.5, zoom=(0.5, 1.0)), evaluate_steps=4)
-    _, whole = run(recipe, tmp_path / "whole")
+    whole = run(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted, match=r"stopped at step 6 of 10.*albef train --resume"):
-        run(recipe, tmp_path / "parts", StopAt(recipe, tmp_path / "parts", 5, number))
+        run(recipe, tmp_path / "parts", lambda recipe, saved: StopAt(recipe, saved, 5, number))
     assert len(lines(tmp_path / "parts")) < len(lines(tmp_path / "whole"))
-    _, parts = run(recipe, tmp_path / "parts")
+    parts = run(recipe, tmp_path / "parts")
     assert parts == whole
     for name, value in state(tmp_path / "whole").items():
         assert torch.equal(value, state(tmp_path / "parts")[name]), name
@@ -86,7 +85,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(world, tmp_path):
             return super().losses(objective, batch, step, progress)
 
     with pytest.raises(MemoryError):
-        run(recipe, tmp_path / "parts", Crash(recipe, tmp_path / "parts"))
+        run(recipe, tmp_path / "parts", Crash)
     assert lines(tmp_path / "parts")[-1]["step"] == 6
     run(recipe, tmp_path / "parts")
     assert steps(tmp_path / "parts") == list(range(1, 11))
@@ -97,29 +96,11 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(world, tmp_path):
 def test_a_finished_run_is_not_done_again(world, tmp_path):
     recipe = tiny_recipe(world)
     run(recipe, tmp_path / "run")
-    before = (tmp_path / "run" / checkpoint.NAME).stat().st_mtime_ns
-    _, figures = run(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / checkpoint.NAME).stat().st_mtime_ns == before
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix != ".lock"}
+    figures = run(recipe, tmp_path / "run")
+    changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time and path.is_file()]
+    assert changed in ([], ["log.jsonl"])
     assert figures["itm"]["img_r10"] >= 0
-
-
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, {"step": 1})
-
-    def fail(state, file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(tmp_path, {"step": 2})
-    assert checkpoint.load(tmp_path) == {"step": 1}
-
-
-def test_a_damaged_checkpoint_says_so(tmp_path):
-    (tmp_path / checkpoint.NAME).write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"can't be read.*delete it"):
-        checkpoint.load(tmp_path)
 
 
 def test_learning_lowers_the_losses_and_finds_images(world, tmp_path):
@@ -127,7 +108,7 @@ def test_learning_lowers_the_losses_and_finds_images(world, tmp_path):
         tiny_recipe(make_world(tmp_path / "more", copies=1)), batch_size=16, steps=300, log_steps=50, k_test=16
     )
     recipe = replace(recipe, optim=replace(recipe.optim, lr=3e-3))
-    _, figures = run(recipe, tmp_path / "run")
+    figures = run(recipe, tmp_path / "run")
     log = [line for line in lines(tmp_path / "run") if "itc" in line]
     assert log[-1]["itc"] < 0.7 * log[0]["itc"]
     assert figures["itc"]["img_r1"] >= 50, figures  # chance: 6
@@ -172,30 +153,31 @@ def test_continuing_from_a_saved_model(world, tmp_path):
     run(tiny_recipe(world), tmp_path / "first")
     recipe = replace(tiny_recipe(world), init=str(tmp_path / "first" / "model"))
     recipe = replace(recipe, model=replace(recipe.model, image_size=(32, 64)))
-    task = make_task(recipe, tmp_path / "second")
+    task = make_task(recipe)
     assert task.objective.model.config.image_size == (32, 64) == task.processor.image_size
-    run(recipe, tmp_path / "second", task)
+    run(recipe, tmp_path / "second", lambda *_: task)
 
 
 def test_another_recipe_in_the_folder_is_an_error(world, tmp_path):
     recipe = tiny_recipe(world)
-    prepare_folder(recipe, tmp_path / "run")
-    prepare_folder(recipe, tmp_path / "run")
+    run(replace(recipe, steps=1), tmp_path / "run")
+    recipe = replace(recipe, steps=1)
     other = replace(recipe, seed=1, optim=replace(recipe.optim, lr=0.5))
     with pytest.raises(ValueError, match=r"different: optim.lr, seed.*another --out"):
-        prepare_folder(other, tmp_path / "run")
+        run(other, tmp_path / "run")
 
 
 def test_a_run_of_an_older_version_goes_on(world, tmp_path):
     """A field that came later is missing in its file, and has its default."""
     recipe = tiny_recipe(world)
-    prepare_folder(recipe, tmp_path / "run")
     path = tmp_path / "run" / "recipe.json"
+    with pytest.raises(Interrupted):
+        run(recipe, path.parent, lambda recipe, saved: StopAt(recipe, saved, 1, signal.SIGTERM))
     values = json.loads(path.read_text())
     del values["tensorboard"], values["format"]
     path.write_text(json.dumps(values))
-    prepare_folder(Recipe.load(path), tmp_path / "run")
-    prepare_folder(recipe, tmp_path / "run")
+    run(Recipe.load(path), path.parent)
+    check_recipe(recipe, path.parent)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path):
@@ -205,7 +187,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path):
 
     recipe = tiny_recipe(world)
     with pytest.raises(FloatingPointError, match="step 1: a loss is not a number"):
-        run(recipe, tmp_path / "run", Broken(recipe, tmp_path / "run"))
+        run(recipe, tmp_path / "run", Broken)
 
 
 @pytest.mark.parametrize("augment", ["affine", "randaugment"])
@@ -234,24 +216,44 @@ def test_a_wrong_validation_path_fails_at_once(world, tmp_path):
         ({"image_root": "/nowhere"}, ValueError),
     ):
         with pytest.raises(error, match=r"absent\.json|/nowhere"):
-            make_task(replace(recipe, data=replace(recipe.data, **wrong)), tmp_path / "run")
+            make_task(replace(recipe, data=replace(recipe.data, **wrong)))
 
 
-def test_changed_data_do_not_change_the_words_of_a_run(world, tmp_path):
-    recipe = replace(tiny_recipe(world), steps=2)
-    task, _ = run(recipe, tmp_path / "run")
+def stopped(recipe, folder, step=1):
+    """A run that was stopped at `step`."""
+    with pytest.raises(Interrupted):
+        run(recipe, folder, lambda recipe, saved: StopAt(recipe, saved, step - 1, signal.SIGTERM))
+
+
+def test_changed_data_are_named_and_do_not_change_the_words_of_a_run(world, tmp_path):
+    recipe, made = tiny_recipe(world), []
+    stopped(recipe, tmp_path / "run")
+    words = Processor.from_pretrained(tmp_path / "run" / "model").tokenizer.get_vocab()
     records = json.loads(world.read_text())
     world.write_text(json.dumps([{**record, "caption": f"zebra {record['caption']}"} for record in records]))
-    again = make_task(recipe, tmp_path / "run")
-    assert again.processor.tokenizer.get_vocab() == task.processor.tokenizer.get_vocab()
+
+    def keep(recipe, saved):
+        made.append(make_task(recipe, saved))
+        return made[0]
+
+    with pytest.warns(UserWarning, match=r"are not those that the run began with \(different: texts\)"):
+        run(recipe, tmp_path / "run", keep)
+    assert made[0].processor.tokenizer.get_vocab() == words
     world.write_text(json.dumps(records[:-1]))
     with pytest.raises(ValueError, match="was trained on 32 pairs, now there are 31"):
         run(recipe, tmp_path / "run")
 
 
+def test_another_order_of_the_data_is_said(world, tmp_path):
+    stopped(tiny_recipe(world), tmp_path / "run")
+    world.write_text(json.dumps(json.loads(world.read_text())[::-1]))
+    with pytest.warns(UserWarning, match=r"different: names of images, texts"):
+        run(tiny_recipe(world), tmp_path / "run")
+
+
 def test_a_cut_line_of_the_log_is_dropped(world, tmp_path):
-    recipe = replace(tiny_recipe(world), save_steps=4)
-    run(replace(recipe, steps=4), tmp_path / "run")
+    recipe = tiny_recipe(world)
+    stopped(recipe, tmp_path / "run", 4)
     with (tmp_path / "run" / "log.jsonl").open("a") as file:
         file.write('{"step": 5, "itc": 1.')
     run(recipe, tmp_path / "run")
@@ -413,7 +415,7 @@ def test_command_line_errors_name_the_remedy(arguments, said, tmp_path):
 
 
 def test_operations_are_counted_by_the_length_of_each_text(world, tmp_path):
-    task = Pretrain(tiny_recipe(world), tmp_path)
+    task = Pretrain(tiny_recipe(world))
     assert task.flops_per_pair() == 0, "no step, no count"
     counts = []
     for length in (2, 5):  # of all texts but one

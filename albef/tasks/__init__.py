@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
+from typing import Any
 
 from albef.recipe import Recipe
 
@@ -18,7 +18,7 @@ _TASKS = {
 }
 
 
-def make_task(recipe: Recipe, folder: Path):
-    """The task that `recipe.task` names, to be run in `folder`."""
+def make_task(recipe: Recipe, saved: dict[str, Any] | None = None):
+    """The task that `recipe.task` names; for a run that goes on, from what the task's `state_dict` gave before."""
     module, name = _TASKS[recipe.task].split(".")
-    return getattr(import_module(f"albef.tasks.{module}"), name)(recipe, folder)
+    return getattr(import_module(f"albef.tasks.{module}"), name)(recipe, saved)

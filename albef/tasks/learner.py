@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +21,7 @@ from albef.data.augment_batch import BatchAugment
 from albef.data.broken import BrokenCounter
 from albef.data.loader import StepBatches, make_loader
 from albef.data.processor import Processor, load_tokenizer, train_tokenizer
+from albef.data.records import Record
 from albef.engine.optim import ramp
 from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone
@@ -49,14 +53,14 @@ class Learner:
     model: Any
     objective: Any
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, saved: dict[str, Any] | None = None) -> None:
         check_batch(recipe)
-        self.recipe, data = recipe, recipe.data
+        self.recipe, self.saved, data = recipe, saved, recipe.data
         self.source = self.open(data.train)
         self.validation = self.open(data.validation) if data.validation else None
         if self.validation is not None:
             self.probe(self.validation)
-        self.model, self.processor, memory = start_model(self.make, recipe, folder, self.texts)
+        self.model, self.processor, memory = start_model(self.make, recipe, saved, self.texts)
         self.cached = self._keep_in_memory() if data.augment == "affine" else None
         self.pairs = len(self.source if self.cached is None else self.cached)
         self.model.gradient_checkpointing(recipe.gradient_checkpointing)
@@ -170,6 +174,15 @@ class Learner:
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes and words, which a run that goes on takes from here and not from its sources."""
+        model = self.model
+        config = {**model.config.to_dict(), "architecture": type(model).__name__, **model.options()}
+        return {"config": plain(config), "files": self.processor.files()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return fingerprint(self.source)
+
 
 def check_batch(recipe: Recipe) -> None:
     """ValueError unless there is something to train on and the batch can be split over the ranks."""
@@ -184,31 +197,51 @@ def check_batch(recipe: Recipe) -> None:
 
 
 def start_model(
-    make: Callable[..., M], recipe: Recipe, folder: Path, texts: Callable[[], Iterator[str]]
+    make: Callable[..., M], recipe: Recipe, saved: dict[str, Any] | None, texts: Callable[[], Iterator[str]]
 ) -> tuple[M, Processor, Memory | None]:
     """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
 
-    `make(config)` builds the model. A run that goes on takes sizes and words from its own folder, so that what it began
-    with isn't needed any more; otherwise from `recipe.init`, at this recipe's image size; otherwise the model is new,
-    and so are its words unless `data.tokenizer` names some: they are learnt from `texts`.
+    `make(config)` builds the model. A run that goes on takes sizes and words from what it `saved`, so that what it
+    began with isn't needed any more; otherwise from `recipe.init`, at this recipe's image size and number of words;
+    otherwise the model is new, and so are its words unless `data.tokenizer` names some: they are learnt from `texts`.
     """
-    data, saved = recipe.data, folder / "model"
+    data = recipe.data
     torch.manual_seed(recipe.seed)
-    goes_on = (folder / "checkpoint.pt").exists()
-    begin = str(saved) if goes_on else recipe.init
-    if begin:
-        config = AlbefConfig.from_dict(load_config(begin)).at_size(recipe.model.image_size)
+    if saved is not None:
+        config = AlbefConfig.from_dict(saved["config"])
+        return make(config), Processor.from_files(saved["files"], "the checkpoint"), None
+    if recipe.init:
+        config = AlbefConfig.from_dict(load_config(recipe.init)).at_size(recipe.model.image_size)
         model = make(config)
-        report, *memory = load_start(model, begin)
-        if not goes_on:
-            say([f"start: {begin}", *report])
-        processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
-        return model, processor, None if goes_on else Memory(*memory)
+        report, *memory = load_start(model, recipe.init)
+        say([f"start: {recipe.init}", *report])
+        start = Processor.from_pretrained(recipe.init)
+        processor = replace(start, image_size=config.image_size, max_words=data.max_words)
+        return model, processor, Memory(*memory)
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = make(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
     size = model.config.image_size
     return model, Processor(tokenizer, size, max_words=data.max_words, max_tokens=data.max_tokens), None
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has them: lists for tuples."""
+    return json.loads(json.dumps(values))
+
+
+def fingerprint(source: Any, samples: int = 32) -> dict[str, Any]:
+    """Digests of evenly spaced records or examples: the names of their images, without folders, and what is said."""
+    names, words = [], []
+    for index in range(0, len(source), max(1, len(source) // samples)):
+        try:
+            record = source[index]
+        except (ValueError, OSError):  # counted and named when it is drawn
+            continue
+        names.append(os.path.basename(record.name))
+        words.append(record.captions if isinstance(record, Record) else [record.text, *record.answers, record.label])
+    digests = (hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] for found in (names, words))
+    return dict(zip(("names of images", "texts"), digests, strict=True))
 
 
 def say(lines: Sequence[str]) -> None:

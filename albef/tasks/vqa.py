@@ -44,7 +44,10 @@ class Vqa(FineTune):
         options = self.recipe.objective
         made = AnswerObjective(model, options.momentum, options.alpha > 0, options.official)
         given = self.recipe.data.answers
-        self.answers = read_answers(given) if given else answer_list(self.source)
+        if self.saved is not None:
+            self.answers = self.saved["answers"]
+        else:
+            self.answers = read_answers(given) if given else answer_list(self.source)
         return made
 
     def probe(self, source: ExampleSource) -> None:
@@ -69,6 +72,9 @@ class Vqa(FineTune):
 
     def headline(self, evaluation: dict[str, Any]) -> str:
         return f"accuracy ranked {evaluation['ranked']:.2f} %, generated {evaluation['generated']:.2f} %"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "answers": self.answers}
 
     def save_model(self, folder: Path) -> None:
         super().save_model(folder)
