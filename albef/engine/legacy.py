@@ -24,8 +24,8 @@ def upgraded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _from_0_1_0(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    steps = sorted({line["step"] for line in _lines(folder / "log.jsonl") if "evaluation" in line})
-    evaluated = [step for step in steps if step <= state["step"]] if state["evaluation"] else []
+    lines = _lines(folder / "log.jsonl") if state["evaluation"] else []
+    evaluated = [line["step"] for line in lines if line.get("evaluation") == state["evaluation"]]
     scored = _json(folder / SCORE) if (folder / SCORE).is_file() else None
     best = (scored["score"], scored["step"]) if scored and scored["step"] <= state["step"] else None
     task = _task(folder / MODEL)
