@@ -86,7 +86,8 @@ def gather(x: Tensor) -> Tensor:
     if not active():
         return x.detach()
     rows = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(rows, x.detach().contiguous())
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name
+    all_gather(rows, x.detach().contiguous())
     return rows
 
 

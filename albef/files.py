@@ -78,7 +78,7 @@ def write_atomically(path: str | Path, content: bytes | str | Callable[[BinaryIO
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync_folder(place.parent)
+    sync_folder(place.parent)
 
 
 def _write(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], object]) -> None:
@@ -88,7 +88,7 @@ def _write(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], object]) 
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Has the disk keep the new name too; some systems, Windows among them, cannot open a folder."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from albef.engine.checkpointer import newest, owned, read_newest, write_whole
 from albef.engine.optim import make_optimizer
 from albef.engine.runtime import Runtime
 from albef.engine.state import load_optimizer_state, optimizer_state
+from albef.objectives.losses import draw_negatives
 from albef.recipe import Optim, Recipe
 from albef.tasks import make_task
 from tests.toys import Toy, ToyObjective, toy_recipe
@@ -158,6 +161,29 @@ def test_saving_does_not_hold_up_the_steps(tmp_path, monkeypatch):
     assert newest(tmp_path).name == "checkpoint-00000019-finished.pt"
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_first_save_that_is_cut_off_leaves_a_run_that_begins_anew(tmp_path, monkeypatch, moment):
+    """While the checkpoint is written, and while its checksum is."""
+    write, calls = checkpointer.write_atomically, []
+
+    def cut(path, content):
+        if path.name != checkpointer.HOLDER:
+            calls.append(path)
+            if len(calls) == moment:
+                raise MemoryError
+        write(path, content)
+
+    monkeypatch.setattr(checkpointer, "write_atomically", cut)
+    with pytest.raises(MemoryError):
+        run(tmp_path / "cut")
+    monkeypatch.undo()
+    (tmp_path / "cut" / ".checkpoint-00000003.pt.5-a1.tmp").write_bytes(b"of a process that was killed")
+    run(tmp_path / "cut")
+    run(tmp_path / "whole")
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    assert not list((tmp_path / "cut").glob(".*"))
+
+
 # One process at a time
 
 
@@ -275,7 +301,7 @@ class Exploding(Toy):
 
     def losses(self, objective, batch, step, progress):
         loss = super().losses(objective, batch, step, progress)["itc"]
-        return {"itc": loss + (1e25 * objective.line.weight.sum() if step == 4 else 0)}
+        return {"itc": loss + (1e25 * self.objective.line.weight.sum() if step == 4 else 0)}
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
@@ -304,6 +330,12 @@ def test_a_loss_that_is_not_a_number_is_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 8: a loss is not a number.*itc nan"):
         run(tmp_path, Wild, log_steps=10, save_steps=4, evaluate_steps=0)
     assert read_newest(tmp_path)["step"] == 4
+
+
+def test_negatives_are_drawn_though_nothing_is_a_number():
+    """Else the draw would fail first, with a message about distributions."""
+    drawn = draw_negatives(torch.full((3, 3), float("nan")), torch.eye(3, dtype=torch.bool))
+    assert drawn.shape == (3, 1) and bool(((drawn >= 0) & (drawn < 3)).all())
 
 
 # Devices
@@ -372,6 +404,90 @@ def test_a_damaged_run_of_version_0_1_0_names_the_file(tmp_path):
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         train.train(make_task, Recipe.load(folder / "recipe.json"), folder, CPU)
+
+
+# Two ranks
+
+
+def two_ranks(work, *arguments):
+    """Runs `work(rank, *arguments)` in two processes that make a gloo group, without a word if all is well."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    torch.multiprocessing.spawn(_join, (port, work, arguments), nprocs=2)
+
+
+def _join(rank, port, work, arguments):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with distributed.session():
+        work(rank, *arguments)
+
+
+def _stop_at_once(rank, folder):
+    write = checkpointer.write_whole
+
+    def slow(path, state):
+        time.sleep(1.0)
+        write(path, state)
+
+    checkpointer.write_whole = slow
+    with pytest.raises(train.Interrupted):
+        run(folder, stopping(5) if rank else Toy, save_steps=0)
+    assert newest(folder).name == "checkpoint-00000010.pt", "a rank left before the checkpoint was written"
+
+
+def _see_broken(rank, folder):
+    class Broken(Toy):
+        def batches(self, start_step):
+            for step in range(start_step, 100):
+                yield {"broken": [(f"{rank}-{step}.png", "empty")] if step % 5 == rank else []}
+
+    recipe = toy_recipe(evaluate_steps=0, log_steps=10)
+    train.train(Broken, replace(recipe, data=replace(recipe.data, broken_limit=0.5)), folder, CPU)
+
+
+def _overflow(rank, folder):
+    class OnOne(Exploding):
+        def losses(self, objective, batch, step, progress):
+            return super().losses(objective, batch, step if rank else 0, progress)
+
+    with pytest.raises(FloatingPointError, match="step 5"):
+        run(folder, OnOne, log_steps=2, save_steps=2, evaluate_steps=0)
+
+
+def _gather(rank):
+    own = torch.arange(6.0).view(3, 2) + 10 * rank, torch.arange(3) + rank, torch.tensor([True, False, True])
+    together = distributed.gather_together(*own)
+    for one, found in zip(own, together, strict=True):
+        assert torch.equal(distributed.gather(one), found) and found.dtype == one.dtype
+    assert torch.equal(together[1], torch.tensor([0, 1, 2, 1, 2, 3]))
+
+
+def _all_that_two_ranks_do(rank, folder):
+    _stop_at_once(rank, folder / "stopped")
+    _see_broken(rank, folder / "broken")
+    _overflow(rank, folder / "overflow")
+    _gather(rank)
+    with pytest.raises(RuntimeError, match="trains in this folder already"):
+        run(folder / "held")
+
+
+def test_two_ranks_stop_count_complain_and_refuse_together(tmp_path):
+    """A stop with a slow save; broken images of both; one rank's overflow; somebody else's folder."""
+    with owned(tmp_path / "held"):
+        two_ranks(_all_that_two_ranks_do, tmp_path)
+    counted = lines(tmp_path / "broken")
+    assert [line["broken"] for line in counted] == [4, 8]
+    named = [name for line in counted for name in line["broken_images"]]
+    assert sorted(named) == sorted(f"{rank}-{step}.png (empty)" for rank in (0, 1) for step in range(rank, 20, 5))
+    assert read_newest(tmp_path / "broken")["broken"] == {
+        "seen": 20 * 4 + 8,
+        "failures": 8,
+        "reasons": {name.removesuffix(" (empty)"): "empty" for name in named},
+        "named": 8,
+    }
+    assert read_newest(tmp_path / "overflow")["step"] == 4
 
 
 # Killed

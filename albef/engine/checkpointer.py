@@ -21,7 +21,7 @@ from torch import Tensor
 from albef import distributed
 from albef.engine import legacy
 from albef.errors import AlbefRuntimeError, AlbefValueError
-from albef.files import write_atomically
+from albef.files import sync_folder, write_atomically
 
 PATTERN, SUMS = "checkpoint*.pt", ".sha256"
 LOCK, HOLDER = "run.lock", "run.json"
@@ -127,6 +127,8 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         write_atomically(folder / HOLDER, json.dumps(holder) + "\n")
+        for path in folder.rglob(".*.tmp"):  # what a process left that was killed while it wrote
+            path.unlink(missing_ok=True)
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -204,14 +206,17 @@ def read_newest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_whole(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint and then its checksum: without one that agrees, it does not count."""
+    """A checkpoint and its checksum, which is there first: a crash leaves no checkpoint that lacks one."""
     digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:
         torch.save(state, cast(Any, _Hashed(file, digest)))
 
-    write_atomically(path, content)
+    aside = path.with_name(f".{path.name}.tmp")
+    write_atomically(aside, content)
     write_atomically(path.with_suffix(SUMS), f"{digest.hexdigest()}  {path.name}\n")
+    os.replace(aside, path)
+    sync_folder(path.parent)
 
 
 class _Hashed:

@@ -36,7 +36,7 @@ def _from_0_1_0(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         "task": task,
         "recipe": {},
         "fingerprint": {"pairs": state["pairs"]},
-        "broken": {"seen": 0, "failures": 0, "reasons": {}},
+        "broken": {"seen": 0, "failures": 0, "reasons": {}, "named": 0},
         "step": state["step"],
         "seconds": state["seconds"],
         "evaluation": state["evaluation"],

@@ -26,7 +26,7 @@ class RunState:
     task            what the task needs to be made again without its sources: sizes, words, answers; plain values
     recipe          the recipe's values
     fingerprint     of the training data: `pairs`, and digests of samples by what they say
-    broken          images that no rank could read
+    broken          images that could not be read, of all ranks; the first `named` of them stand in the log
     step, seconds   steps done, and the time they took
     evaluation      the last one's figures, of `evaluated_step`; the run began with an evaluation at -1
     best            score and step of the best evaluation
@@ -39,6 +39,7 @@ class RunState:
     recipe: dict[str, Any]
     fingerprint: dict[str, Any]
     broken: BrokenCounter
+    named: int = 0
     step: int = 0
     seconds: float = 0.0
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class RunState:
                 "seen": self.broken.seen,
                 "failures": self.broken.failures,
                 "reasons": dict(self.broken.reasons),
+                "named": self.named,
             },
             "step": self.step,
             "seconds": self.seconds,
@@ -78,7 +80,7 @@ class RunState:
         load_optimizer_state(self.objective, self.optimizer, state["optimizer"])
         broken = state["broken"]
         self.broken.seen, self.broken.failures = broken["seen"], broken["failures"]
-        self.broken.reasons = dict(broken["reasons"])
+        self.broken.reasons, self.named = dict(broken["reasons"]), broken["named"]
         self.step, self.seconds = state["step"], state["seconds"]
         self.evaluation, self.evaluated_step = state["evaluation"], state["evaluated_step"]
         self.best = tuple(state["best"]) if state["best"] else None

@@ -259,25 +259,24 @@ class _Run:
             figures["mfu"] = speed * flops / peak
         if self.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        new = self._gather_broken()
+        self._gather_broken()
         if state.broken.failures:
             figures["broken"] = state.broken.failures
-        if new:
-            figures["broken_images"] = new
-            self.log.say(f"left out, because unreadable: {', '.join(new)}")
+        if new := list(state.broken.reasons.items())[state.named :]:
+            state.named += len(new)
+            figures["broken_images"] = [f"{name} ({reason})" for name, reason in new]
+            self.log.say(f"left out, because unreadable: {', '.join(figures['broken_images'])}")
         self.log.figures(state.step, figures, self._eta())
         state.broken.check()
 
-    def _gather_broken(self) -> list[str]:
-        """Adds what all ranks could not read since the last call to the run's count; the names that are new."""
-        known, own = set(self.state.broken.reasons), self.broken
-        self.broken = BrokenCounter()
+    def _gather_broken(self) -> None:
+        """Adds what all ranks could not read since the last call to the run's count."""
+        own, self.broken = self.broken, BrokenCounter()
         seen, failures = distributed.total(torch.tensor([own.seen, own.failures], device=self.device)).tolist()
         named = distributed.gather_objects(list(own.reasons.items())) if failures else []
         self.state.broken.seen += seen
         self.state.broken.failures += failures
         self.state.broken.reasons.update(pair for part in named for pair in part)
-        return [f"{name} ({reason})" for name, reason in self.state.broken.reasons.items() if name not in known]
 
     def _evaluate(self) -> None:
         """In float32, as `albef evaluate` does; once at a step."""
