@@ -158,6 +158,14 @@ def test_continuing_from_a_saved_model(world, tmp_path):
     run(recipe, tmp_path / "second", lambda *_: task)
 
 
+def test_words_that_are_kept_are_the_recipes_also_with_a_start(world, tmp_path):
+    run(tiny_recipe(world, steps=1), tmp_path / "first")
+    recipe = tiny_recipe(world, init=str(tmp_path / "first" / "model"))
+    task = make_task(replace(recipe, data=replace(recipe.data, max_words=3)))
+    assert task.processor.max_words == 3
+    assert make_task(task.recipe, task.state_dict()).processor.max_words == 3
+
+
 def test_another_recipe_in_the_folder_is_an_error(world, tmp_path):
     recipe = tiny_recipe(world)
     run(replace(recipe, steps=1), tmp_path / "run")

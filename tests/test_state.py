@@ -376,6 +376,29 @@ def test_switches_are_put_back(tmp_path):
     assert torch.get_float32_matmul_precision() == "highest" and not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.parametrize(
+    ("kind", "ranks", "wanted"),
+    [(None, 1, "cpu"), ("cuda", 2, "cuda:1"), ("xpu", 2, "xpu:1"), ("mps", 1, "mps:0"), ("mps", 2, "cpu")],
+)
+def test_the_accelerator_of_a_rank(monkeypatch, kind, ranks, wanted):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: ranks)
+    if ranks > 1:
+        for name, value in {"RANK": 1, "WORLD_SIZE": ranks, "LOCAL_RANK": 1}.items():
+            monkeypatch.setenv(name, str(value))
+    assert distributed.own_device() == torch.device(wanted)
+
+
+def test_a_rank_without_a_device_says_so(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(RuntimeError, match="rank 1 of this host has no device, there are 1; lower --nproc-per-node"):
+        distributed.own_device()
+
+
 # Runs of version 0.1.0
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from albef.errors import AlbefValueError
 
@@ -31,7 +34,7 @@ def _from_0_1_0(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     task = _task(folder / MODEL)
     return {
         "format": 1,
-        "objective": state["objective"],
+        "objective": named_as_today(state["objective"]),
         "optimizer": _by_name(state["objective"], state["optimizer"], task["config"].get("architecture")),
         "task": task,
         "recipe": {},
@@ -61,8 +64,22 @@ def _by_name(objective: dict[str, Any], optimizer: dict[str, Any], architecture:
             f"the checkpoint's optimiser has {len(numbers)} parameters and its model {len(names)}; go on with the "
             "version of albef that wrote it"
         )
-    state = optimizer["state"]
-    return {name: state[number] for name, number in zip(names, numbers, strict=True) if number in state}
+    known = optimizer["state"]
+    state = {name: known[number] for name, number in zip(names, numbers, strict=True) if number in known}
+    moments = {
+        key: named_as_today({name: values[key] for name, values in state.items()}) for key in ("exp_avg", "exp_avg_sq")
+    }
+    # a number for each row, so that what splits a parameter by its rows splits its count of steps too
+    steps = {name: values["step"].expand(values["exp_avg"].shape[:1]) for name, values in state.items()}
+    return {
+        name: {"step": step.flatten()[0], **{key: moments[key][name] for key in moments}}
+        for name, step in named_as_today(steps).items()
+    }
+
+
+def named_as_today(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whatever has the names of version 0.1.0, by those of today's models."""
+    return dict(tensors)
 
 
 def _task(folder: Path) -> dict[str, Any]:
