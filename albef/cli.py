@@ -237,7 +237,7 @@ usage: albef train NAME [--out FOLDER] [--FIELD VALUE ...]
        albef train --resume FOLDER
 
 Runs a recipe. `albef recipes` lists the names, `albef train NAME --help` every field of one. The folder receives
-recipe.json, log.jsonl, checkpoints and, at last, model/. Ctrl-C or SIGTERM saves; the same command, or --resume, goes on.
+recipe.json, log.jsonl, checkpoints and model/. Ctrl-C or SIGTERM saves; the same command, or --resume, goes on.
 """
 
 

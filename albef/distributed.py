@@ -91,17 +91,6 @@ def gather(x: Tensor) -> Tensor:
     return rows
 
 
-def gather_together(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """`gather` of several tensors with equally many rows, of any types, in one message."""
-    if not active():
-        return tuple(x.detach() for x in tensors)
-    rows = tensors[0].shape[0]
-    packed = [x.detach().contiguous().view(rows, -1).view(torch.uint8) for x in tensors]  # [B, bytes of a row]
-    parts = gather(torch.cat(packed, 1)).split([x.shape[1] for x in packed], 1)
-    both = zip(parts, tensors, strict=True)
-    return tuple(part.contiguous().view(x.dtype).view(-1, *x.shape[1:]) for part, x in both)
-
-
 def total(x: Tensor) -> Tensor:
     """Sum over the ranks, without gradient."""
     if not active():

@@ -377,6 +377,22 @@ def test_command_line_trains_resumes_and_evaluates(world, tmp_path):
     assert set(json.loads((tmp_path / "f.json").read_text())) == {"itc", "itm", "sum"}
 
 
+def test_under_torchrun_the_exit_status_is_the_same(world, tmp_path):
+    """There the process leaves before gloo's threads can abort it; a stop is 130 all the same, and an error 1."""
+    tiny_recipe(world, steps=100_000, evaluate_steps=0).save(tmp_path / "tiny.json")
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "albef", "train", str(tmp_path / "tiny.json"), "--out", str(tmp_path / "run")]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        next(line for line in process.stderr if line.startswith("step"))
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    assert process.returncode == 130 and "and saved; go on with: albef train --resume" in said
+    wrong = albef("recipes", "nothing", env=environment)
+    assert wrong.returncode == 1 and "unknown recipe 'nothing'" in wrong.stderr
+
+
 def test_two_processes_train_and_evaluate(world, tmp_path):
     tiny_recipe(world).save(tmp_path / "tiny.json")
 
