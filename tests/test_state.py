@@ -20,7 +20,6 @@ from albef.engine.checkpointer import newest, owned, read_newest, write_whole
 from albef.engine.optim import make_optimizer
 from albef.engine.runtime import Runtime
 from albef.engine.state import load_optimizer_state, optimizer_state
-from albef.objectives.losses import draw_negatives
 from albef.recipe import Optim, Recipe
 from albef.tasks import make_task
 from tests.toys import Toy, ToyObjective, toy_recipe
@@ -330,12 +329,6 @@ def test_a_loss_that_is_not_a_number_is_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 8: a loss is not a number.*itc nan"):
         run(tmp_path, Wild, log_steps=10, save_steps=4, evaluate_steps=0)
     assert read_newest(tmp_path)["step"] == 4
-
-
-def test_negatives_are_drawn_though_nothing_is_a_number():
-    """Else the draw would fail first, with a message about distributions."""
-    drawn = draw_negatives(torch.full((3, 3), float("nan")), torch.eye(3, dtype=torch.bool))
-    assert drawn.shape == (3, 1) and bool(((drawn >= 0) & (drawn < 3)).all())
 
 
 # Devices

@@ -34,8 +34,7 @@ def draw_negatives(logits: Tensor, positives: Tensor, count: int = 1) -> Tensor:
     possible = allowed.any(-1, keepdim=True)
     masked = logits.float().masked_fill(~allowed, float("-inf"))
     weights = torch.where(possible, masked, torch.zeros_like(masked)).softmax(-1)
-    # What is not a number draws anything: the loss will not be one either, and the run's loop says so with a remedy.
-    drawn = torch.multinomial(weights.nan_to_num(nan=1.0), count, replacement=True)
+    drawn = torch.multinomial(weights, count, replacement=True)
     return drawn.masked_fill(~possible, -1)
 
 
