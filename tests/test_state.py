@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -259,6 +260,15 @@ def test_a_run_without_checkpoint_begins_anew_and_keeps_its_log(tmp_path):
     run(tmp_path, save_steps=0)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 21))
     assert (tmp_path / "log.jsonl.1").is_file() and (tmp_path / "best.1" / "score.json").is_file()
+
+
+def test_figures_of_numpy_can_be_read_again(tmp_path):
+    class Measured(Toy):
+        def evaluate(self):
+            return {"distance": np.float64(super().evaluate()["distance"])}
+
+    run(tmp_path, Measured)
+    assert type(read_newest(tmp_path)["evaluation"]["distance"]) is float
 
 
 def test_a_task_is_made_from_what_was_saved(tmp_path):

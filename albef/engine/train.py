@@ -284,12 +284,12 @@ class _Run:
         if state.evaluated_step == state.step:
             return
         self.objective.eval()
-        state.evaluation = self.task.evaluate()
+        state.evaluation = json.loads(json.dumps(self.task.evaluate()))  # numbers of NumPy as plain ones
         self.objective.train()
         if state.evaluation:
             headline = self.task.headline(state.evaluation)
             self.log.evaluation(state.step, {"evaluation": state.evaluation, "seconds": state.seconds}, headline)
-            self._keep_best(self.task.score(state.evaluation))
+            self._keep_best(float(self.task.score(state.evaluation)))
         state.evaluated_step = state.step
 
     def _keep_best(self, score: float) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +17,9 @@ from albef import distributed
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import BrokenCounter
+from albef.data.fingerprint import fingerprint
 from albef.data.loader import StepBatches, make_loader
 from albef.data.processor import Processor, load_tokenizer, train_tokenizer
-from albef.data.records import Record
 from albef.engine.optim import ramp
 from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone
@@ -228,20 +226,6 @@ def start_model(
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """As JSON has them: lists for tuples."""
     return json.loads(json.dumps(values))
-
-
-def fingerprint(source: Any, samples: int = 32) -> dict[str, Any]:
-    """Digests of evenly spaced records or examples: the names of their images, without folders, and what is said."""
-    names, words = [], []
-    for index in range(0, len(source), max(1, len(source) // samples)):
-        try:
-            record = source[index]
-        except (ValueError, OSError):  # counted and named when it is drawn
-            continue
-        names.append(os.path.basename(record.name))
-        words.append(record.captions if isinstance(record, Record) else [record.text, *record.answers, record.label])
-    digests = (hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16] for found in (names, words))
-    return dict(zip(("names of images", "texts"), digests, strict=True))
 
 
 def say(lines: Sequence[str]) -> None:
