@@ -220,9 +220,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from albef.tasks import make_task
 
     with distributed.session() as device:
-        engine.prepare_folder(recipe, folder)
         try:
-            figures = engine.train(make_task(recipe, folder), recipe, folder, device)
+            figures = engine.train(make_task, recipe, folder, device)
         except engine.Interrupted as stopped:
             if distributed.rank() == 0:
                 print(stopped, file=sys.stderr)
@@ -238,7 +237,7 @@ usage: albef train NAME [--out FOLDER] [--FIELD VALUE ...]
        albef train --resume FOLDER
 
 Runs a recipe. `albef recipes` lists the names, `albef train NAME --help` every field of one. The folder receives
-recipe.json, log.jsonl, checkpoint.pt and model/. Ctrl-C or SIGTERM saves; the same command, or --resume, goes on.
+recipe.json, log.jsonl, checkpoints and model/. Ctrl-C or SIGTERM saves; the same command, or --resume, goes on.
 """
 
 
@@ -311,10 +310,11 @@ def _one_image(options: argparse.Namespace, _: list[str]) -> None:
 def _answers(options: argparse.Namespace, _: list[str]) -> None:
     _check_places(options.out)
     from albef.data.examples import open_examples
+    from albef.files import write_atomically
     from albef.tasks.answers import answer_list
 
     found = answer_list(open_examples("vqa", options.data), options.most, options.least)
-    options.out.write_text(json.dumps(found, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(options.out, json.dumps(found, indent=0, ensure_ascii=False) + "\n")
     print(f"{len(found)} answers: {options.out}")
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from albef.errors import AlbefRuntimeError
+
+PATIENCE = timedelta(hours=2)
+"""How long a rank waits for the others: the first one reads and writes checkpoints and models for all."""
 
 
 def active() -> bool:
@@ -29,17 +35,43 @@ def ranks_of_this_host() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if active() else 1
 
 
+def own_device() -> torch.device:
+    """The accelerator of this process (CUDA, XPU or Apple's MPS), or else the CPU; of several, the one of its rank."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None or (kind.type == "mps" and _ranks_to_start() > 1):  # no collectives between MPS devices
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    count = torch.accelerator.device_count()
+    if local >= count:
+        raise AlbefRuntimeError(f"rank {local} of this host has no device, there are {count}; lower --nproc-per-node")
+    return torch.device(kind.type, local)
+
+
+def _ranks_to_start() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
 @contextmanager
 def session() -> Iterator[torch.device]:
-    """Joins the group that `torchrun` describes, if any, and gives the device of this process."""
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    """Joins the group that `torchrun` describes, if any, and gives the device of this process.
+
+    RuntimeError for processes that were started side by side without a rank, as `srun` does: each would train alone,
+    all in one folder.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))  # of this srun; of the job, SLURM_NTASKS, there may be more
+    if tasks > 1 and "RANK" not in os.environ:
+        raise AlbefRuntimeError(
+            f"srun starts {tasks} tasks, none of which has a RANK, so that each would work alone; use `srun "
+            "--ntasks-per-node 1 torchrun --nproc-per-node GPUS -m albef ...`, or ask for one task"
+        )
+    device = own_device()
+    alone = device.type == "cpu"
+    if not alone:
+        torch.accelerator.set_device_index(device.index)
     started = "RANK" in os.environ and not active()
     if started:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        backend = dist.get_default_backend_for_device(device)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=None if alone else device)
     try:
         yield device
         if started:
@@ -53,9 +85,10 @@ def gather(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, without gradient: [B, ...] -> [world * B, ...]."""
     if not active():
         return x.detach()
-    rows = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(rows, x.detach().contiguous())
-    return torch.cat(rows)
+    rows = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the older name
+    all_gather(rows, x.detach().contiguous())
+    return rows
 
 
 def total(x: Tensor) -> Tensor:
@@ -89,3 +122,12 @@ def gather_objects(x: Any) -> list[Any]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, x)
     return found
+
+
+def from_first(x: Any) -> Any:
+    """A small Python object of the first rank, on all ranks."""
+    if not active():
+        return x
+    box = [x]
+    dist.broadcast_object_list(box, 0)
+    return box[0]

@@ -17,6 +17,7 @@ from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         if distributed.rank() == 0:
             print(table(figures))
             if options.json:
-                options.json.write_text(json.dumps(figures, indent=2) + "\n")
+                write_atomically(options.json, json.dumps(figures, indent=2) + "\n")
 
 
 def _task(model: Backbone, options: argparse.Namespace) -> str:

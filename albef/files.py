@@ -1,10 +1,14 @@
-"""Where names of models and data lead: a path, something that comes with the package, or the Hugging Face hub."""
+"""Files: where names of models and data lead (a path, the package, the Hugging Face hub), and how one is written."""
 
 from __future__ import annotations
 
+import os
+import secrets
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import BinaryIO
 
 from albef.errors import AlbefFileNotFoundError
 
@@ -50,3 +54,45 @@ def _download(repository: str) -> Path:
             f"{repository}: no such folder, and fetching it from the hub needs `pip install albef[hub]`"
         ) from error
     return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+
+
+def write_atomically(path: str | Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that a crash at any moment leaves the old one or the new one, whole and on the disk.
+
+    `content` is bytes, text (written as UTF-8), or a function that writes to the open binary file. The content goes to
+    a file beside `path` that no other process uses, and takes its place when it is complete. Where `path` is a link,
+    the file it leads to is replaced; a device or a pipe, such as /dev/stdout, is written to directly.
+    """
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        with open(path, "wb") as file:
+            _write(file, content)
+        return
+    place = Path(os.path.realpath(path))
+    aside = place.with_name(f".{place.name[:100]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            _write(file, content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, place)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(place.parent)
+
+
+def _write(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+    if callable(content):
+        content(file)
+    else:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk keep the new name too; some systems, Windows among them, cannot open a folder."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.models.config import AlbefConfig
 
 Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"]
+FORMAT = 1
+"""Of recipe.json. 0.1.0 wrote none; a field that a file lacks has its default, so that newer fields need no new one."""
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Size = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+NotAll = Annotated[float, Meta(ge=0, le=0.99)]
+Decay = Annotated[float, Meta(ge=0, le=0.999999)]
 
 
 @dataclass(frozen=True)
@@ -39,81 +53,93 @@ class Data:
     augment: Literal["randaugment", "affine"] = "randaugment"
     """`randaugment`: the paper's crop, flip and RandAugment, image by image. `affine`: all images are decoded
     once and kept in memory, and a batch is turned, moved and recoloured in one go (for small images)."""
-    crop_scale: tuple[float, float] | None = (0.2, 1.0)
+    crop_scale: tuple[Share, Share] | None = (0.2, 1.0)
     """`randaugment`: share of the area that a random crop keeps; None keeps all."""
     flip: bool = True
     """`randaugment`: mirror every second image."""
-    cache_size: int = 48
+    cache_size: Positive = 48
     """`affine`: side in pixels of the images kept in memory."""
-    zoom: tuple[float, float] = (0.75, 1.15)
+    zoom: tuple[Size, Size] = (0.75, 1.15)
     """`affine`: visible side as a share of the image's."""
-    shift: float = 0.1
+    shift: Share = 0.1
     """`affine`: largest displacement as a share of the side."""
-    angle: float = 12.0
+    angle: Size = 12.0
     """`affine`: largest rotation and shear, degrees."""
-    colour: float = 0.3
+    colour: Size = 0.3
     """`affine`: 0 keeps colours, 1 changes them wildly."""
-    max_words: int = 30
+    max_words: Count = 30
     """Words of a caption that are kept."""
-    max_tokens: int = 25
+    max_tokens: Annotated[int, Meta(ge=2)] = 25
     """Tokens of a caption that are kept in training, `[CLS]` included."""
-    validation_captions: int | None = None
+    validation_captions: Positive | None = None
     """Use only the first so many captions of each validation image."""
-    workers: int = 4
+    workers: Count = 4
     """`randaugment`: processes that read images, per rank."""
-    broken_limit: float = 0.01
+    broken_limit: Share = 0.01
     """Stop when more than this share of the images can't be read."""
+
+    def __post_init__(self) -> None:
+        _check_values(self, "data.")
+        low, high = self.crop_scale or (0, 1)
+        if low > high:
+            raise AlbefValueError(f"data.crop_scale is {self.crop_scale}, but must be the lower share and the higher")
 
 
 @dataclass(frozen=True)
 class Optim:
     """AdamW and its learning rate."""
 
-    lr: float = 1e-4
+    lr: Size = 1e-4
     """Highest learning rate."""
-    min_lr: float = 1e-5
+    min_lr: Size = 1e-5
     """Learning rate at the end."""
-    warmup_lr: float = 1e-5
+    warmup_lr: Size = 1e-5
     """Learning rate at the start."""
     schedule: Literal["cosine", "official"] = "cosine"
     """`cosine`: linear warm-up, then a smooth cosine. `official`: the original's rule, a step every 100 iterations of
     epoch 0 and then one per epoch."""
-    warmup: float = 0.05
+    warmup: NotAll = 0.05
     """`cosine`: share of the run that warms up."""
-    warmup_epochs: int = 20
+    warmup_epochs: Positive = 20
     """`official`: hundreds of iterations of epoch 0 that warm up."""
-    weight_decay: float = 0.02
+    weight_decay: Size = 0.02
     """Of everything but biases and one-dimensional parameters."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay rates."""
-    clip_norm: float = 0.0
+    clip_norm: Size = 0.0
     """Largest norm of the gradient; 0 doesn't clip (the original)."""
+
+    def __post_init__(self) -> None:
+        _check_values(self, "optim.")
 
 
 @dataclass(frozen=True)
 class Objective:
     """The objective's numbers (paper §3.2, §3.3)."""
 
-    queue_size: int = 65536
+    queue_size: Positive = 65536
     """Features that the queues hold."""
-    momentum: float = 0.995
+    momentum: Share = 0.995
     """Of the teacher."""
-    alpha: float = 0.4
+    alpha: Share = 0.4
     """The teacher's share of the targets; 0 learns from the labels alone."""
-    alpha_ramp_steps: int | None = None
+    alpha_ramp_steps: Count | None = None
     """Steps in which alpha grows from 0; by default the first epoch."""
-    mlm_probability: float = 0.15
+    mlm_probability: Share = 0.15
     """Share of the words that are masked."""
-    itm_negatives: int = 1
+    itm_negatives: Positive = 1
     """Hard negative images of each text, and texts of each image."""
-    temp: float = 0.07
+    temp: Annotated[float, Meta(ge=0.001, le=0.5)] = 0.07
     """Temperature at the start; it is learnt."""
-    align_first: float = 0.0
+    align_first: NotAll = 0.0
     """Share of the run with ITC alone, before ITM and MLM join in; 0 is the paper."""
     itc: bool = True
     """Without it ITM and MLM learn alone: the ablation that shows why to align before fusing."""
     official: bool = False
     """Restore the original's quirks: see docs/migrate.md."""
+
+    def __post_init__(self) -> None:
+        _check_values(self, "objective.")
 
 
 @dataclass(frozen=True)
@@ -121,9 +147,7 @@ class Recipe:
     """A run, complete: `albef train NAME --field value` replaces single fields."""
 
     name: str = "run"
-    task: Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"] = (
-        "pretrain"
-    )
+    task: Task = "pretrain"
     """What is learnt."""
     model: AlbefConfig = field(default_factory=AlbefConfig)
     data: Data = field(default_factory=Data)
@@ -131,98 +155,128 @@ class Recipe:
     objective: Objective = field(default_factory=Objective)
     init: str | None = None
     """A saved model to start from. Its sizes and words replace `model` and `data.tokenizer`, all but image_size."""
-    batch_size: int = 512
+    batch_size: Positive = 512
     """Pairs per step, over all ranks."""
-    steps: int = 0
+    steps: Count = 0
     """Length of the run; 0 takes `epochs`."""
-    epochs: int = 0
+    epochs: Count = 0
     """Length of the run in passes over the training pairs, if `steps` is 0."""
-    max_seconds: float = 0.0
+    max_seconds: Size = 0.0
     """Fit the schedule into this training time, if it ends before `steps`; 0 has no limit."""
-    seed: int = 42
+    seed: Annotated[int, Meta(ge=0, le=2**23 - 1)] = 42
     """Of everything random."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` computes in bfloat16 where the device has it."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """`auto` computes in bfloat16 where the device has it. `float32` is exact; `tf32` lets an NVIDIA GPU multiply with
+    10 bits of mantissa, several times as fast, as PyTorch did by default when the paper was written."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time, also on a GPU; slower. A CPU needs no such switch."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, about a third more time."""
     compile: bool = False
     """Compile the encoders' blocks (worth it on a GPU)."""
-    evaluate_steps: int | None = 1000
+    evaluate_steps: Count | None = 1000
     """Steps between evaluations on `data.validation`; None evaluates after every epoch, 0 only at the end."""
-    save_steps: int = 1000
-    """Steps between checkpoints."""
-    log_steps: int = 50
+    save_steps: Count = 1000
+    """Steps between checkpoints; 0 saves only at the end and when the run is stopped."""
+    log_steps: Positive = 50
     """Steps between lines of the log."""
-    k_test: int = 128
+    k_test: Positive = 128
     """Candidates that the fusion encoder re-ranks in evaluation."""
     tensorboard: bool = False
     """Write the figures for TensorBoard too."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        _check_values(self)
+        _check_values(self.model, "model.")
+        if self.optim.schedule == "official" and not self.epochs:
+            raise AlbefValueError(f"recipe {self.name!r}: optim.schedule `official` counts in epochs; set epochs")
+        if self.objective.align_first and not self.objective.itc:
+            raise AlbefValueError(f"recipe {self.name!r}: without objective.itc, objective.align_first must be 0")
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads a saved recipe; an unknown field is an error that names the nearest one."""
-        values = json.loads(path.read_text())
+        """Reads a saved recipe, of this version or an older one.
+
+        ValueError that names the file for an unknown field (with the nearest one), a wrong type, or a value out of its
+        range.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AlbefValueError(f"{path} is no JSON ({error}); restore it, or choose a recipe by name") from error
         if not isinstance(values, dict):
             raise AlbefValueError(
                 f"{path} is no recipe but a {type(values).__name__}; give data with --data.train {path}"
             )
-        return _build(cls, values, str(path))
+        written = values.pop("format", 0)
+        if written not in range(FORMAT + 1):
+            raise AlbefValueError(f"{path} has format {written!r}, this version reads up to {FORMAT}; update albef")
+        return _read(cls, values, str(path))
 
 
-def _check(recipe: Recipe) -> None:
-    objective, data = recipe.objective, recipe.data
-    for name, value, low, high in (
-        ("batch_size", recipe.batch_size, 1, None),
-        ("steps", recipe.steps, 0, None),
-        ("epochs", recipe.epochs, 0, None),
-        ("max_seconds", recipe.max_seconds, 0, None),
-        ("log_steps", recipe.log_steps, 1, None),
-        ("k_test", recipe.k_test, 1, None),
-        ("optim.warmup", recipe.optim.warmup, 0, 0.99),
-        ("data.max_tokens", data.max_tokens, 2, None),
-        ("data.broken_limit", data.broken_limit, 0, 1),
-        ("objective.alpha", objective.alpha, 0, 1),
-        ("objective.momentum", objective.momentum, 0, 1),
-        ("objective.mlm_probability", objective.mlm_probability, 0, 1),
-        ("objective.queue_size", objective.queue_size, 1, None),
-        ("objective.itm_negatives", objective.itm_negatives, 1, None),
-        ("objective.align_first", objective.align_first, 0, 0.99),
-        ("objective.temp", objective.temp, 0.001, 0.5),
-        ("seed", recipe.seed, 0, 2**23 - 1),
-    ):
-        if value < low or (high is not None and value > high):
-            rule = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise AlbefValueError(f"recipe {recipe.name!r}: {name} is {value}, but must be {rule}")
-    if recipe.optim.schedule == "official" and not recipe.epochs:
-        raise AlbefValueError(f"recipe {recipe.name!r}: optim.schedule `official` counts in epochs; set epochs")
-    if objective.align_first and not objective.itc:
-        raise AlbefValueError(f"recipe {recipe.name!r}: without objective.itc, objective.align_first must be 0")
-
-
-def _build(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
-    known = {f.name: f for f in fields(kind)}
+def _read(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
+    """A dataclass of `kind` from a file's values; its own `__post_init__` checks them."""
+    known = get_type_hints(kind)
     for name in values:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"
             raise AlbefValueError(f"{source}: unknown recipe field {prefix}{name}; {hint}")
-    built, types = {}, get_type_hints(kind)
+    built = {}
     for name, value in values.items():
-        default = getattr(kind(), name)
-        choices = get_args(types[name]) if get_origin(types[name]) is Literal else None
-        if choices and value not in choices:
-            raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be one of {', '.join(choices)}")
-        optional = type(None) in get_args(types[name]) and value is None
-        if isinstance(default, tuple) and not optional and not isinstance(value, (list, tuple)):
-            raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be a list")
-        if is_dataclass(default):
-            built[name] = _build(type(default), value, source, f"{prefix}{name}.")
-        else:
-            built[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**built)
+        if is_dataclass(part := known[name]):
+            if not isinstance(value, dict):
+                raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be an object with fields")
+            value = _read(part, value, source, f"{prefix}{name}.")  # type: ignore[arg-type]
+        built[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**built)
+    except AlbefValueError as error:
+        raise error if str(error).startswith(source) else AlbefValueError(f"{source}: {error}") from error
+
+
+def _check_values(owner: Any, prefix: str = "") -> None:
+    """ValueError for a field whose value is not of its type, or out of the range that stands beside the field."""
+    kind: Any = type(owner)
+    hints = _hints(kind)
+    for name in hints:
+        value = getattr(owner, name)
+        hint: Any = hints[name]
+        if not (type(value) is hint if is_dataclass(hint) else _fits(value, hint)):
+            raise AlbefValueError(f"{prefix}{name} is {value!r}, but must be {_rule(hint, value)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(value, hint)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _rule(hint: Any, value: Any = None) -> str:
+    """What a type admits, in words: `at least 1`, `one of auto, float32`, `a list`; of a number its range alone."""
+    parts, origin = get_args(hint), get_origin(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is Annotated:
+        meta, kind = (
+            parts[1],
+            "" if isinstance(value, (int, float)) and _fits(value, parts[0]) else f"{_rule(parts[0])} ",
+        )
+        return f"{kind}at least {meta.ge}" if meta.le is None else f"{kind}between {meta.ge} and {meta.le}"
+    if origin is tuple:
+        length = "" if Ellipsis in parts else f" of {len(parts)}"
+        return f"a list{length}, each {_rule(parts[0])}"
+    if parts:  # a union
+        return " or ".join(map(_rule, parts))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return words.get(hint, f"of type {hint.__name__}" if isinstance(hint, type) else str(hint))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from albef.engine import train as engine
 from albef.errors import AlbefValueError
-from albef.files import MODELS
+from albef.files import MODELS, write_atomically
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.tasks import ranking
@@ -239,5 +239,5 @@ def _misses(style: Unseen, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[re
 
 def _write(path: Path, page: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page)
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from albef.engine.log import clock
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.recipe import Recipe
 from albef_demo import recipes, report
 from albef_demo.pages import PAGES
@@ -79,6 +80,6 @@ def pages(chapters: list[Chapter], out: Path) -> Iterator[list[report.TaskPage]]
             learn(recipe, folder)
         made.append(PAGES[chapter.name](chapter.runs))
         for page in made:
-            (out / f"{page.key}.html").write_text(report.render_task(page, made), encoding="utf-8")
+            write_atomically(out / f"{page.key}.html", report.render_task(page, made))
         console.print(f"{made[-1].line}: {out / chapter.name}.html", soft_wrap=True)
         yield list(made)

@@ -13,7 +13,7 @@ from albef import api
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar
-from albef.engine import checkpoint
+from albef.engine.checkpointer import newest, read_newest
 from albef.engine.log import clock
 from albef.metrics import boxes
 from albef.recipe import Recipe
@@ -101,7 +101,7 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
     after = _judging(nlvr2.evaluate, one, source)
     rows = {"guessing": {"accuracy": 50.0, "consistency": 100 / 2**4}, "after text assignment": after}
     other = folder.parent / WITHOUT_ASSIGNMENT
-    if (other / checkpoint.NAME).is_file():
+    if newest(other):
         rows["without text assignment"] = _judging(nlvr2.evaluate, _opened(other, "pairs")[0], source)
     paths = {"accuracy": ("accuracy",), "consistency": ("consistency",)}
     chart = figure_chart("Accuracy and consistency, %", log_rows(folder), paths, ("guessing", 50.0))
@@ -117,7 +117,7 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
 
 def _assignment_note(runs: Runs, other: Path) -> str:
     """What the row without text assignment is, or how to get one."""
-    if (other / checkpoint.NAME).is_file():
+    if newest(other):
         return (
             f"Without text assignment: the run in {other}, trained for {_length(other)}. Text assignment took its own "
             "time besides, and there is one run of each: small differences mean nothing."
@@ -233,7 +233,7 @@ def _page(
 
 
 def _length(folder: Path) -> str:
-    state = checkpoint.load(folder) or {"step": 0, "seconds": 0.0}
+    state = read_newest(folder) or {"step": 0, "seconds": 0.0}
     return f"{state['step']:,} steps in {clock(state['seconds'])}"
 
 

@@ -12,7 +12,7 @@ from albef.data.images import open_image
 from albef.data.loader import read_images
 from albef.data.processor import Processor, clean_caption
 from albef.data.sources import open_sources
-from albef.engine import checkpoint
+from albef.engine.checkpointer import read_newest
 from albef.errors import AlbefFileNotFoundError
 from albef.models import hub
 from albef.models.albef import AlbefModel
@@ -50,11 +50,9 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
 
 def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
     """The teacher in the run's checkpoint, the run's processor, the temperature."""
-    state = checkpoint.load(folder)
+    state = read_newest(folder)
     if state is None:
-        raise AlbefFileNotFoundError(
-            f"{folder}: the run has no {checkpoint.NAME}; delete the folder and run the demo again"
-        )
+        raise AlbefFileNotFoundError(f"{folder}: the run has no checkpoint; delete the folder and run the demo again")
     model = AlbefModel.from_pretrained(folder / "model")
     prefix, temp = "teacher.model.", model.temp.detach().clone()
     weights = {name.removeprefix(prefix): x for name, x in state["objective"].items() if name.startswith(prefix)}

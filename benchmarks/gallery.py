@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from albef.engine.train import autocast
+from albef.engine.runtime import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import preset
 from albef.tasks import ranking

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from albef.engine.train import autocast
+from albef.engine.runtime import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
 from albef.models.flops import FLOOR, TEXTBOOK, ranking_flops

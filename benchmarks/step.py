@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from albef.engine.optim import make_optimizer
-from albef.engine.train import autocast
+from albef.engine.runtime import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
 from albef.models.flops import FLOOR, OURS, TEXTBOOK, pretraining_flops

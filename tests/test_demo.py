@@ -122,7 +122,10 @@ def test_whole_demo_and_reuse(
 
 
 def test_another_recipe_is_not_mixed_up(tiny: Recipe, tmp_path: Path) -> None:
-    engine.prepare_folder(replace(tiny, seed=7), tmp_path / "out" / "run")
+    folder = tmp_path / "out" / "run"
+    folder.mkdir(parents=True)
+    replace(tiny, seed=7).save(folder / engine.RECIPE)
+    (folder / "log.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="seed"):
         demo.run(tmp_path / "out", 60.0, 1, 3)
 

@@ -172,7 +172,10 @@ def test_every_task_and_reuse(
 
 
 def test_other_settings_are_not_mixed_up(small_world: Path) -> None:
-    engine.prepare_folder(replace(recipes.RECIPES["world-vqa"](), seed=7), small_world / "world" / "vqa")
+    folder = small_world / "world" / "vqa"
+    folder.mkdir(parents=True)
+    replace(recipes.RECIPES["world-vqa"](), seed=7).save(folder / engine.RECIPE)
+    (folder / "log.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="max_seconds"):
         demo.run(small_world, 0.0, 1, 3, task_seconds=60.0)
     assert not (small_world / "world" / "retrieval" / "log.jsonl").exists()

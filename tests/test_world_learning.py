@@ -40,7 +40,7 @@ def learnt(name, folder, steps, test, init="world", data="world:train/2000", lr=
         precision="float32",
     )
     folder.mkdir(exist_ok=True)
-    return train(make_task(recipe, folder), recipe, folder, torch.device("cpu"))
+    return train(make_task, recipe, folder, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

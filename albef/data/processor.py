@@ -18,7 +18,7 @@ from torch import Tensor
 
 from albef.data.images import ImageSource, open_image, pixels_of, to_rgb
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ASSETS, data_path, model_folder
+from albef.files import ASSETS, data_path, model_folder, write_atomically
 
 BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -98,6 +98,9 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     blank.train_from_iterator((text.translate(rare) for text in texts), trainer)
     ids = blank.get_vocab()
     return build_tokenizer(sorted(ids, key=ids.__getitem__))
+
+
+TOKENIZER, PREPROCESSOR = "tokenizer.json", "preprocessor_config.json"
 
 
 @dataclass
@@ -215,10 +218,8 @@ class Processor:
             )
         return found
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and `preprocessor_config.json` (Hugging Face's names) into `folder`."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(Path(folder, "tokenizer.json")))
+    def files(self) -> dict[str, str]:
+        """What `save_pretrained` writes: by name, the text of each file."""
         height, width = self.image_size
         config = {
             "do_convert_rgb": True, "do_resize": True, "size": {"height": height, "width": width},
@@ -226,22 +227,33 @@ class Processor:
             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(self.mean), "image_std": list(self.std),
             "max_words": self.max_words, "max_tokens": self.max_tokens,
         }  # fmt: skip
-        Path(folder, "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return {TOKENIZER: self.tokenizer.to_str(pretty=True), PREPROCESSOR: json.dumps(config, indent=2) + "\n"}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Processor":
-        """Read what `save_pretrained` wrote; ValueError that names the file when one is missing or unreadable."""
-        folder = model_folder(folder, ("tokenizer.json", "preprocessor_config.json"))
-        path = folder / "tokenizer.json"
+    def from_files(cls, files: dict[str, str], source: str) -> "Processor":
+        """From what `files` gave; ValueError that names the file, and `source`, for one that is damaged."""
+        name = TOKENIZER
         try:
-            tokenizer = Tokenizer.from_str(_read(path))
-            path = folder / "preprocessor_config.json"
-            config: dict[str, Any] = json.loads(_read(path))
+            tokenizer = Tokenizer.from_str(files[name])
+            name = PREPROCESSOR
+            config: dict[str, Any] = json.loads(files[name])
             size, mean, std = config["size"], config["image_mean"], config["image_std"]
             words = {key: config[key] for key in ("max_words", "max_tokens") if key in config}
             return cls(tokenizer, (size["height"], size["width"]), tuple(mean), tuple(std), **words)
         except Exception as error:  # `tokenizers` raises plain Exception
-            raise AlbefValueError(f"{path}: {error!r}; give a folder that save_pretrained wrote") from error
+            raise AlbefValueError(f"{source}/{name}: {error!r}; give a folder that save_pretrained wrote") from error
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `preprocessor_config.json` (Hugging Face's names) into `folder`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, text in self.files().items():
+            write_atomically(Path(folder, name), text)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "Processor":
+        """Read what `save_pretrained` wrote; ValueError that names the file when one is missing or unreadable."""
+        folder = model_folder(folder, (TOKENIZER, PREPROCESSOR))
+        return cls.from_files({name: _read(folder / name) for name in (TOKENIZER, PREPROCESSOR)}, str(folder))
 
 
 def _whole(text: str) -> str:
@@ -258,6 +270,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise AlbefFileNotFoundError("no such file")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise AlbefValueError(f"{path}: {error!r}; give a folder that save_pretrained wrote") from error

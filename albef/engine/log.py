@@ -6,33 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from albef.errors import AlbefRuntimeError
+from albef.files import write_atomically
 
 LOG = "log.jsonl"
-
-# dense bfloat16 TFLOP/s, from the makers' data sheets
-_PEAK = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125, "V100": 125, "RTX 4090": 165}
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 FLOP/s of a known GPU, else None."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for key, peak in _PEAK.items() if key in name), None)
 
 
 class RunLog:
     """Writes `log.jsonl` (and TensorBoard events), and shows one live line; silent on all ranks but the first.
 
-    A run that goes on drops the lines after the checkpoint it goes on from: those steps are done again.
+    A run that goes on from step `start`, last evaluated at step `evaluated`, drops the lines after these: they come
+    again.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, tensorboard: bool, quiet: bool) -> None:
+    def __init__(self, folder: Path, start: int, evaluated: int, steps: int, tensorboard: bool, quiet: bool) -> None:
         self.quiet, self.steps = quiet, steps
         self.console = Console(stderr=True)
         self.live = Progress(
@@ -49,8 +39,8 @@ class RunLog:
         if not quiet:
             path = folder / LOG
             if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-                path.write_text("".join(f"{line}\n" for line in kept))
+                kept = [line for line in path.read_text().splitlines() if _is_kept(line, start, evaluated)]
+                write_atomically(path, "".join(f"{line}\n" for line in kept))
             self.file = path.open("a")
         self.board = None
         if tensorboard and not quiet:
@@ -58,7 +48,7 @@ class RunLog:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise AlbefRuntimeError("tensorboard=True needs `pip install albef[tensorboard]`") from error
-            self.board = SummaryWriter(folder / "tensorboard")
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
 
     def __enter__(self) -> RunLog:
         self.live.start()
@@ -106,12 +96,13 @@ class RunLog:
 _SHOWN = ("itc", "itm", "mlm", "answer", "classify", "assign", "samples_per_second", "mfu")
 
 
-def _step(line: str) -> float:
-    """A log line's step; a line that a crash cut short is of no step that is kept."""
+def _is_kept(line: str, start: int, evaluated: int) -> bool:
+    """Whether a line is of what the checkpoint holds; one that a crash cut short is not."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
     except ValueError:
-        return float("inf")
+        return False
+    return values["step"] <= (evaluated if "evaluation" in values else start)
 
 
 def clock(seconds: float) -> str:

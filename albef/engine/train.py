@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from albef import distributed
 from albef.data.broken import BrokenCounter
-from albef.engine import checkpoint
-from albef.engine.log import RunLog, peak_flops
+from albef.engine.checkpointer import PATTERN, Checkpointer, owned
+from albef.engine.log import LOG, RunLog
 from albef.engine.memory import keep_freed_memory
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
-from albef.errors import AlbefFloatingPointError, AlbefValueError
+from albef.engine.runtime import Runtime
+from albef.engine.state import RunState, check_format, data_changes
+from albef.engine.watch import Watch
+from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.recipe import Recipe
 
 RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
@@ -56,30 +59,53 @@ class Task(Protocol):
     def score(self, evaluation: dict[str, Any]) -> float:
         """What the best model is chosen by; higher is better."""
 
-    def save_model(self, folder: Path) -> None: ...
+    def save_model(self, folder: Path) -> None:
+        """Exports the model as it is now, for whoever loads it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the task needs to be made again without its sources: plain values, no weights."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Short values that tell the training data from others."""
+
+
+MakeTask = Callable[[Recipe, "dict[str, Any] | None"], Task]
+"""Makes a task, with what its `state_dict` gave before if the run goes on."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop, saved itself, and can go on."""
 
 
-def train(task: Task, recipe: Recipe, folder: Path, device: torch.device) -> dict[str, Any]:
+def train(make_task: MakeTask, recipe: Recipe, folder: Path, device: torch.device) -> dict[str, Any]:
     """Runs `recipe` in `folder` to its end, from the folder's checkpoint if there is one; returns the last evaluation.
 
-    The folder receives `recipe.json`, `log.jsonl`, `checkpoint.pt`, `model/`, and `best/`: the model that evaluations
-    during the run found best, with its `score.json`. Every step's random numbers come from
-    (seed, step, rank), so an interrupted run gives the same weights as one in a piece (unless `max_seconds` lets the
-    clock decide). SIGTERM or Ctrl-C saves and raises `Interrupted`.
+    The folder receives `recipe.json`, `log.jsonl`, the last two checkpoints, and two exports that going on never reads:
+    `model/`, written at the end of the run and when it is stopped, and `best/`, the model that evaluations found best,
+    with its `score.json`. Every step's random numbers come from (seed, step, rank), so an interrupted run gives the
+    same weights as one in a piece: to the bit on a CPU, and on a GPU with `deterministic` (unless `max_seconds` lets
+    the clock decide). SIGTERM or Ctrl-C saves and raises `Interrupted`. RuntimeError if another process trains in the
+    folder, ValueError if it holds a run of another recipe.
     """
-    run = _Run(task, recipe, folder, device)
-    with run.log, _stop_signals() as stop:
-        run.learn(stop)
-    return run.evaluation
+    runtime = Runtime.of(recipe, device)
+    with owned(folder) as checkpointer, runtime.settings():
+        check_recipe(recipe, folder)
+        saved = checkpointer.load()
+        if saved is not None:
+            check_format(saved)
+        task = make_task(recipe, saved["task"] if saved else None)
+        run = _Run(task, recipe, checkpointer, runtime, saved)
+        with run.log, _stop_signals() as stop:
+            run.learn(stop)
+    return run.state.evaluation
 
 
 class _Run:
-    def __init__(self, task: Task, recipe: Recipe, folder: Path, device: torch.device) -> None:
-        self.task, self.recipe, self.folder, self.device = task, recipe, folder, device
+    def __init__(
+        self, task: Task, recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime, saved: dict[str, Any] | None
+    ) -> None:
+        self.task, self.recipe, self.checkpointer, self.runtime = task, recipe, checkpointer, runtime
+        self.folder, self.device = checkpointer.folder, runtime.device
         if task.pairs < recipe.batch_size:
             raise AlbefValueError(
                 f"recipe {recipe.name!r}: batch_size {recipe.batch_size} is more than the {task.pairs} training pairs; "
@@ -90,172 +116,200 @@ class _Run:
         self.steps = recipe.steps or recipe.epochs * self.steps_per_epoch
         if not self.steps:
             raise AlbefValueError(f"recipe {recipe.name!r}: set `steps` or `epochs` to say how long the run is")
-        if device.type == "cpu":
+        if self.device.type == "cpu":
             keep_freed_memory()
-        task.objective.to(device)
+        task.objective.to(self.device)
         self.optimizer = make_optimizer(task.objective, recipe.optim)
-        self.step, self.seconds, self.evaluation = 0, 0.0, dict[str, Any]()
-        self.progress = self.time_progress = self.step_seconds = 0.0
-        self._restore()
-        self.start = self.step
+        self.state = RunState(
+            task.objective,
+            self.optimizer,
+            task.state_dict(),
+            asdict(recipe),
+            {"pairs": task.pairs, **task.fingerprint()},
+            BrokenCounter(recipe.data.broken_limit),
+        )
+        if saved is None:
+            _begin_folder(recipe, self.folder)
+        else:
+            self._go_on(saved)
+        self.start = self.state.step
+        self.progress = self.step_seconds = 0.0
+        self.time_progress = self.state.seconds / recipe.max_seconds if recipe.max_seconds else 0.0
         self.objective = self._distribute(task.objective)
-        self.broken = BrokenCounter(recipe.data.broken_limit)
-        self.log = RunLog(folder, self.step, self.steps, recipe.tensorboard, quiet=distributed.rank() > 0)
-        self.seen: dict[str, list[Tensor]] = {}
-        self.logged = (self.step, 0.0)
-        self.named = 0
+        self.broken = BrokenCounter()
+        self.watch = Watch(self.start, recipe.optim.clip_norm)
+        self.logged = (self.start, self.state.seconds)
+        self.mark = time.perf_counter()
+        self.log = RunLog(
+            self.folder, self.start, self.state.evaluated_step, self.steps, recipe.tensorboard, distributed.rank() > 0
+        )
+
+    def _go_on(self, saved: dict[str, Any]) -> None:
+        """Takes over a checkpoint. ValueError for another number of pairs; other data of that number are said."""
+        pairs = saved["fingerprint"]["pairs"]
+        if pairs != self.task.pairs:
+            raise AlbefValueError(
+                f"{self.folder} was trained on {pairs} pairs, now there are {self.task.pairs}: the order of "
+                "samples would differ. Restore the data, or start a new run with --init from this one's model"
+            )
+        if changes := data_changes(saved["fingerprint"], self.state.fingerprint):
+            warnings.warn(
+                f"{self.folder}: the training data are not those that the run began with (different: "
+                f"{', '.join(changes)}); it goes on with what is there now",
+                stacklevel=2,
+            )
+        self.state.load_state_dict(saved)
 
     def learn(self, stop: list[int]) -> None:
         """Every remaining step, with logging, saving and evaluation in between."""
-        recipe = self.recipe
-        batches = self.task.batches(self.step)
+        recipe, state = self.recipe, self.state
         self.objective.train()
+        if not state.finished:
+            self.log.say(f"computes on {self.runtime}")
+        if state.step and self._is_due(self.evaluate_steps):
+            self._evaluate()  # that a crash cut off
+        batches = self.task.batches(state.step)
+        self.mark = time.perf_counter()
         while not self._finished(stop):
-            started = time.perf_counter()
             rate = self._learn_from(next(batches))
-            self._count(time.perf_counter() - started)
-            if self.step % recipe.log_steps == 0:
+            self._count()
+            if self._is_due(recipe.log_steps):
                 self._record(rate)
-            if recipe.save_steps and self.step % recipe.save_steps == 0:
+            if self._is_due(recipe.save_steps):
                 self.save()
-            if self.evaluate_steps and self.step % self.evaluate_steps == 0:
+            if self._is_due(self.evaluate_steps):
                 self._evaluate()
-        if stop:
-            self.save()
-            raise Interrupted(
-                f"stopped at step {self.step} of {self.steps} and saved; go on with: albef train --resume {self.folder}"
-            )
-        if self.step > self.start or not self.evaluation:
-            self.save()
-            self.broken.check(final=True)
-            if not self.evaluate_steps or self.step % self.evaluate_steps:
-                self._evaluate()
-            self.save()
+                if self._is_due(recipe.save_steps):
+                    self.save()
+            self.mark = time.perf_counter()  # that time is not training's
+        if self.stopped:
+            self._stop()
+        if not state.finished:
+            self._end()
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps is to be done now; an evaluation only once at a step."""
+        return bool(every) and self.state.step % every == 0
+
+    def _stop(self) -> None:
+        self.save()
+        self._export()
+        self.checkpointer.wait()  # with all ranks: one that left earlier would have the others killed while they write
+        raise Interrupted(
+            f"stopped at step {self.state.step} of {self.steps} and saved; go on with: albef train --resume "
+            f"{self.folder}"
+        )
+
+    def _end(self) -> None:
+        self.save()
+        self.state.broken.check(final=True)
+        if self.state.evaluated_step < self.state.step:
+            self._evaluate()
+        self._export()
+        self.state.finished = True
+        self.save()
+        self.checkpointer.wait()
+
+    def _export(self) -> None:
+        if distributed.rank() == 0:
+            self.task.save_model(self.folder / MODEL)
 
     def _learn_from(self, batch: dict[str, Any]) -> float:
         """One step; returns its learning rate."""
-        recipe = self.recipe
-        torch.manual_seed((recipe.seed << 40) ^ (self.step << 10) ^ distributed.rank())
+        recipe, step = self.recipe, self.state.step
+        torch.manual_seed((recipe.seed << 40) ^ (step << 10) ^ distributed.rank())
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.broken.add(batch.pop("broken", []), recipe.batch_size // distributed.world_size())
+        self.broken.add(batch.pop("broken", []), recipe.batch_size // self.runtime.ranks)
         batch = self.task.prepare(batch, self.device)
-        with autocast(self.device, recipe.precision):
-            losses = self.task.losses(self.objective, batch, self.step, self.progress)
+        with self.runtime.autocast():
+            losses = self.task.losses(self.objective, batch, step, self.progress)
         torch.stack(list(losses.values())).sum().backward()
-        norm = nn.utils.clip_grad_norm_(self.task.objective.parameters(), recipe.optim.clip_norm or float("inf"))
-        self.optimizer.step()
+        self.watch.step(self.optimizer, losses)
         self.optimizer.zero_grad(set_to_none=True)
-        for name, value in {**losses, "gradient_norm": norm}.items():
-            self.seen.setdefault(name, []).append(value.detach())
         return rate
 
-    def _count(self, seconds: float) -> None:
+    def _count(self) -> None:
         """Counts a step and the time it took; the recent average foretells the rest."""
-        self.step += 1
-        self.seconds += seconds
-        recent = min(50, self.step - self.start)
-        self.step_seconds += (seconds - self.step_seconds) / recent
-        self.log.tick(self.step, self._eta(), self._expected_steps())
+        self.state.step += 1
+        self.state.finished = False
+        self.checkpointer.raise_failure()
+        recent = min(50, self.state.step - self.start)
+        self.step_seconds += (self._count_time() - self.step_seconds) / recent
+        self.log.tick(self.state.step, self._eta(), self._expected_steps())
+
+    def _count_time(self) -> float:
+        """Adds the time since the last call to the run's; returns it."""
+        now = time.perf_counter()
+        seconds, self.mark = now - self.mark, now
+        self.state.seconds += seconds
+        return seconds
 
     def _record(self, rate: float) -> None:
         """A line of the log: means since the last one."""
-        means = self._means()
-        step, seconds = self.logged
-        self.logged = (self.step, self.seconds)
-        speed = (
-            (self.step - step)
-            * self.recipe.batch_size
-            / (self.seconds - seconds if step > self.start else self.seconds)
-        )
-        figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": self.seconds}
-        peak = peak_flops(self.device)
+        means = self.watch.means()
+        self._count_time()  # what the device still had to do
+        state, (step, seconds) = self.state, self.logged
+        self.logged = (state.step, state.seconds)
+        speed = (state.step - step) * self.recipe.batch_size / (state.seconds - seconds)
+        figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": state.seconds}
+        peak = self.runtime.peak_flops()
         if peak and (flops := self.task.flops_per_pair()):
-            figures["mfu"] = speed * flops / (peak * distributed.world_size())
+            figures["mfu"] = speed * flops / peak
         if self.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        if self.broken.failures:
-            figures["broken"] = self.broken.failures
-            self._name_broken(figures)
-        self.log.figures(self.step, figures, self._eta())
-        self.broken.check()
+        self._gather_broken()
+        if state.broken.failures:
+            figures["broken"] = state.broken.failures
+        if new := list(state.broken.reasons.items())[state.named :]:
+            state.named += len(new)
+            figures["broken_images"] = [f"{name} ({reason})" for name, reason in new]
+            self.log.say(f"left out, because unreadable: {', '.join(figures['broken_images'])}")
+        self.log.figures(state.step, figures, self._eta())
+        state.broken.check()
 
-    def _means(self) -> dict[str, float]:
-        """Of what was seen since the last call, over all ranks; a loss that is not a number ends the run here."""
-        world = distributed.world_size()
-        means = {name: float(distributed.total(torch.stack(seen).mean())) / world for name, seen in self.seen.items()}
-        self.seen.clear()
-        if not all(value == value for value in means.values()):
-            raise AlbefFloatingPointError(
-                f"step {self.step}: a loss is not a number ({means}); lower optim.lr, or set optim.clip_norm to 1"
-            )
-        return means
-
-    def _name_broken(self, figures: dict[str, Any]) -> None:
-        """Names the images that turned out unreadable since the last line, in the log and on the screen."""
-        new = [f"{name} ({reason})" for name, reason in list(self.broken.reasons.items())[self.named :]]
-        self.named += len(new)
-        if new:
-            figures["broken_images"] = new
-            self.log.say(f"left out, because unreadable: {', '.join(new)}")
+    def _gather_broken(self) -> None:
+        """Adds what all ranks could not read since the last call to the run's count."""
+        own, self.broken = self.broken, BrokenCounter()
+        seen, failures = distributed.total(torch.tensor([own.seen, own.failures], device=self.device)).tolist()
+        named = distributed.gather_objects(list(own.reasons.items())) if failures else []
+        self.state.broken.seen += seen
+        self.state.broken.failures += failures
+        self.state.broken.reasons.update(pair for part in named for pair in part)
 
     def _evaluate(self) -> None:
-        """In float32, as `albef evaluate` does."""
-        self.objective.eval()
-        self.evaluation = self.task.evaluate()
-        self.objective.train()
-        if self.evaluation:
-            headline = self.task.headline(self.evaluation)
-            self.log.evaluation(self.step, {"evaluation": self.evaluation, "seconds": self.seconds}, headline)
-            self._keep_best()
-
-    def _keep_best(self) -> None:
-        """The model with the highest score so far, beside the last one."""
-        if distributed.rank():
+        """In float32, as `albef evaluate` does; once at a step."""
+        state = self.state
+        if state.evaluated_step == state.step:
             return
-        score, path = self.task.score(self.evaluation), self.folder / BEST / SCORE
-        best = json.loads(path.read_text())["score"] if path.exists() else float("-inf")
-        if score > best:
-            self.task.save_model(path.parent)
-            path.write_text(json.dumps({"score": score, "step": self.step, "evaluation": self.evaluation}) + "\n")
+        self.objective.eval()
+        state.evaluation = json.loads(json.dumps(self.task.evaluate()))  # numbers of NumPy as plain ones
+        self.objective.train()
+        if state.evaluation:
+            headline = self.task.headline(state.evaluation)
+            self.log.evaluation(state.step, {"evaluation": state.evaluation, "seconds": state.seconds}, headline)
+            self._keep_best(float(self.task.score(state.evaluation)))
+        state.evaluated_step = state.step
+
+    def _keep_best(self, score: float) -> None:
+        """Exports the model with the highest score so far, beside the last one."""
+        state = self.state
+        if state.best and score <= state.best[0]:
+            return
+        state.best = (score, state.step)
+        if distributed.rank() == 0:
+            self.task.save_model(self.folder / BEST)
+            scored = {"score": score, "step": state.step, "evaluation": state.evaluation}
+            write_atomically(self.folder / BEST / SCORE, json.dumps(scored) + "\n")
 
     def save(self) -> None:
-        """Checkpoint and model, by the first rank (all hold the same)."""
-        if any(not torch.isfinite(torch.stack(seen)).all() for seen in self.seen.values()):
-            self._means()  # says what is wrong, and keeps the last good checkpoint
-        if distributed.rank() == 0:
-            self.task.save_model(self.folder / MODEL)
-            state = {
-                "objective": self.task.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "evaluation": self.evaluation,
-                "pairs": self.task.pairs,
-            }
-            checkpoint.save(self.folder, state)
-
-    def _restore(self) -> None:
-        state = checkpoint.load(self.folder)
-        self.step = state["step"] if state else 0
-        if distributed.highest([self.step, -self.step], self.device) != [self.step, -self.step]:
-            raise AlbefValueError(f"the ranks see different checkpoints in {self.folder}; it must be a shared folder")
-        if state is None:
-            distributed.wait()  # until all have looked
-            if distributed.rank() == 0:
-                shutil.rmtree(self.folder / BEST, ignore_errors=True)  # of a run that is begun anew
-            return
-        if state["pairs"] != self.task.pairs:
-            raise AlbefValueError(
-                f"{self.folder} was trained on {state['pairs']} pairs, now there are {self.task.pairs}: the order of "
-                "samples would differ. Restore the data, or start a new run with --init from this one's model"
-            )
-        self.task.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.evaluation = state["seconds"], state["evaluation"]
-        if self.recipe.max_seconds:
-            self.time_progress = self.seconds / self.recipe.max_seconds
+        """Has the state written by the first rank (all hold the same), once it is seen to be finite on all."""
+        self.watch.check()
+        self._gather_broken()
+        state = self.state
+        suffix = "-finished" if state.finished else "-evaluated" if state.evaluated_step == state.step else ""
+        self.checkpointer.save(f"{state.step:08}{suffix}", state.state_dict())
 
     def _distribute(self, objective: nn.Module) -> nn.Module:
         if not distributed.active():
@@ -265,23 +319,26 @@ class _Run:
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for the second argument
             return DistributedDataParallel(
                 objective,
-                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                device_ids=None if self.device.type == "cpu" else [self.device.index],
                 broadcast_buffers=False,
+                gradient_as_bucket_view=True,
                 find_unused_parameters=self.task.find_unused_parameters,
             )
 
     def _finished(self, stop: list[int]) -> bool:
         """Whether to end here; also settles `progress`, the share of the run that is done, for all ranks alike."""
-        if self.recipe.max_seconds and self.step % self._agree_steps == 0:
-            self.time_progress = self.seconds / self.recipe.max_seconds
+        step = self.state.step
+        agree = step % self._agree_steps == 0 or step >= self.steps
+        if self.recipe.max_seconds and agree:
+            self.time_progress = self.state.seconds / self.recipe.max_seconds
         stopped = bool(stop)
         if distributed.active():
             stopped = False
-            if self.step % self._agree_steps == 0 or self.step >= self.steps:
+            if agree:
                 self.time_progress, asked = distributed.highest([self.time_progress, float(len(stop))], self.device)
                 stopped = asked > 0
-                stop.extend([1] * (stopped and not stop))
-        self.progress = min(max(self.step / self.steps, self.time_progress), 1.0)
+        self.stopped = stopped  # not `stop`: a signal may reach one rank when the others have agreed already
+        self.progress = min(max(step / self.steps, self.time_progress), 1.0)
         return stopped or self.progress >= 1
 
     @property
@@ -291,7 +348,7 @@ class _Run:
 
     def _learning_rate(self) -> float:
         if self.recipe.optim.schedule == "official":
-            return official_learning_rate(self.recipe.optim, self.step, self.steps_per_epoch, self.recipe.epochs)
+            return official_learning_rate(self.recipe.optim, self.state.step, self.steps_per_epoch, self.recipe.epochs)
         return learning_rate(self.recipe.optim, self.progress)
 
     def _expected_steps(self) -> int:
@@ -299,40 +356,41 @@ class _Run:
         limit = self.recipe.max_seconds
         if not limit or not self.step_seconds:
             return self.steps
-        return min(self.steps, self.step + max(0, round((limit - self.seconds) / self.step_seconds)))
+        return min(self.steps, self.state.step + max(0, round((limit - self.state.seconds) / self.step_seconds)))
 
     def _eta(self) -> float:
-        return (self._expected_steps() - self.step) * self.step_seconds
+        return (self._expected_steps() - self.state.step) * self.step_seconds
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bfloat16 where asked for, or where `auto` finds a device that computes in it."""
-    if precision == "auto":
-        precision = "bfloat16" if _computes_in_bfloat16(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def check_recipe(recipe: Recipe, folder: Path) -> None:
+    """ValueError if the folder holds a run of another recipe: one that has a checkpoint or a line in its log.
 
-
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", None)  # younger than the oldest torch we take
-    return bool(capabilities and capabilities().get("avx512_bf16"))
-
-
-def prepare_folder(recipe: Recipe, folder: Path) -> None:
-    """Makes the run's folder and saves the recipe in it; a folder of another recipe is an error."""
+    A run that failed at its start has neither, and does not stand in the way of its correction.
+    """
     path = folder / RECIPE
-    if distributed.rank() == 0 and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(path)
-    distributed.wait()
-    now = json.loads(json.dumps(asdict(recipe)))  # as the file has it: lists for tuples
-    different = sorted(_differences(json.loads(path.read_text()), now))
+    if not path.is_file() or not (any(folder.glob(PATTERN)) or _has_lines(folder / LOG)):
+        return
+    different = sorted(_differences(asdict(Recipe.load(path)), asdict(recipe)))
     if different:
         raise AlbefValueError(
             f"{folder} holds a run of another recipe (different: {', '.join(different)}); go on with that one by "
             f"`albef train --resume {folder}`, delete the folder, or choose another --out"
         )
+
+
+def _has_lines(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _begin_folder(recipe: Recipe, folder: Path) -> None:
+    """Saves the recipe; what a run without a checkpoint left, its log and best model, is renamed, not removed."""
+    distributed.wait()  # until all have looked at what was there
+    if distributed.rank() == 0:
+        for path in (folder / BEST, folder / LOG):
+            if path.exists():
+                free = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.{n}").exists())
+                path.rename(path.with_name(f"{path.name}.{free}"))
+        recipe.save(folder / RECIPE)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -6,17 +6,17 @@ What a training can go on from besides, the teacher and its queues, stands in `t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from albef.errors import AlbefValueError
-from albef.files import model_folder
+from albef.files import model_folder, write_atomically
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
 
@@ -24,7 +24,7 @@ CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safete
 def save(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     _write(state, folder / WEIGHTS, dtype)
 
 
@@ -42,15 +42,7 @@ def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: 
 
 def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    save_file(tensors, f"{path}.tmp", metadata={"format": "pt"})
-    os.chmod(f"{path}.tmp", 0o666 & ~_umask())  # safetensors lets nobody else read
-    os.replace(f"{path}.tmp", path)  # whole or absent, whenever a crash comes
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_atomically(path, to_bytes(tensors, metadata={"format": "pt"}))
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

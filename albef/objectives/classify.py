@@ -82,7 +82,8 @@ class AssignObjective(nn.Module):
         """
         weights = self.weights(tokens, image_id)
         own = torch.arange(len(weights), device=weights.device)
-        others = torch.multinomial(weights, 2, replacement=False)  # [B, 2], different from each other
+        # [B, 2], different from each other; what is not a number draws anything, since the loop complains of the loss
+        others = torch.multinomial(weights.nan_to_num(nan=1.0), 2, replacement=False)
         labels = torch.randint(3, (len(weights),), device=weights.device)
         right = torch.stack([own, others[:, 0]], dim=1)
         pairs = torch.where((labels == 1)[:, None], right.flip(1), right)

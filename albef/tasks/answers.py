@@ -11,7 +11,7 @@ from tokenizers import normalizers
 
 from albef.data.examples import ExampleSource
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ANSWERS, model_folder
+from albef.files import ANSWERS, model_folder, write_atomically
 from albef.models.hub import CONFIG, WEIGHTS
 
 _NORMALIZER = normalizers.BertNormalizer(strip_accents=True)
@@ -63,7 +63,7 @@ def read_answers(path: str | Path) -> list[str]:
 
 def write_answers(path: Path, answers: Sequence[str]) -> None:
     """Writes what `read_answers` reads."""
-    path.write_text(json.dumps(list(answers), indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(list(answers), indent=0, ensure_ascii=False) + "\n")
 
 
 def checked_answers(answers: Iterable[str], name: str = "the answer list") -> list[str]:

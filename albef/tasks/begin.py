@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +20,8 @@ from albef.models.start import load_start
 from albef.recipe import Recipe
 
 M = TypeVar("M", bound=Backbone)
+Saved = dict[str, Any] | None
+"""What a task's `state_dict` gave, for a run that goes on; None for one that begins."""
 
 
 class SavedTeacher(NamedTuple):
@@ -62,26 +63,28 @@ def check_batch(recipe: Recipe) -> None:
 
 
 def start_model(
-    build_model: Callable[[AlbefConfig], M], recipe: Recipe, folder: Path, texts: Callable[[], Iterator[str]]
+    build_model: Callable[[AlbefConfig], M], recipe: Recipe, saved: Saved, texts: Callable[[], Iterator[str]]
 ) -> tuple[M, Processor, SavedTeacher | None]:
     """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
 
-    `build_model` makes the model of a configuration. A run that goes on takes sizes and words from its own folder, so
-    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size.
-    Otherwise the model is new, and so are its words, which are learnt from `texts` unless `data.tokenizer` names some.
+    `build_model` makes the model of a configuration. A run that goes on takes sizes and words from what it `saved`, so
+    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size
+    and number of words. Otherwise the model is new, and so are its words, which are learnt from `texts` unless
+    `data.tokenizer` names some.
     """
-    data, saved = recipe.data, folder / "model"
+    data = recipe.data
     torch.manual_seed(recipe.seed)
-    goes_on = (folder / "checkpoint.pt").exists()
-    begin = str(saved) if goes_on else recipe.init
-    if begin:
-        config = AlbefConfig.from_dict(load_config(begin)).at_size(recipe.model.image_size)
+    if saved is not None:
+        config = AlbefConfig.from_dict(saved["config"])
+        return build_model(config), Processor.from_files(saved["files"], "the checkpoint"), None
+    if recipe.init:
+        config = AlbefConfig.from_dict(load_config(recipe.init)).at_size(recipe.model.image_size)
         model = build_model(config)
-        report, *memory = load_start(model, begin)
-        if not goes_on:
-            say([f"start: {begin}", *report])
-        processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
-        return model, processor, None if goes_on else SavedTeacher(*memory)
+        report, *states = load_start(model, recipe.init)
+        say([f"start: {recipe.init}", *report])
+        start = Processor.from_pretrained(recipe.init)
+        processor = replace(start, image_size=config.image_size, max_words=data.max_words)
+        return model, processor, SavedTeacher(*states)
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = build_model(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))

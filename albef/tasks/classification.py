@@ -16,25 +16,26 @@ from torch import Tensor
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.metrics.classification import accuracy
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.objectives.classify import ClassifyObjective
 from albef.recipe import Recipe
 from albef.tasks.examples import gather_results, in_batches
-from albef.tasks.task import Figures, Task, compose
+from albef.tasks.task import Figures, Saved, Task, compose
 from albef.tasks.training_data import Examples, open_both
 
 Judged = dict[str | int, tuple[Example, Tensor]]  # by key, an example and the probabilities of its classes [C]
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefForClassification]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForClassification]:
     """Fine-tuning on the statements of `recipe.data.train`, whose labels are `recipe.data.labels`."""
     labels = recipe.data.labels
     data, validation = labelled("classification", recipe, labels)
     return compose(
         recipe,
-        folder,
+        saved,
         data,
         lambda config: AlbefForClassification(config, labels),
         lambda model, _: objective_of(model, recipe),
@@ -156,4 +157,4 @@ def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
         }
         for key, (example, row) in found.items()
     ]
-    path.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")

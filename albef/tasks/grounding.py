@@ -23,20 +23,20 @@ from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.tasks.examples import gather_results, in_batches
 from albef.tasks.retrieval import learning_to_match
-from albef.tasks.task import Task
+from albef.tasks.task import Saved, Task
 from albef.tasks.training_data import Pairs, open_both
 
 Mode = Literal["itm", "itc"]
 MODES: tuple[Mode, ...] = ("itm", "itc")
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
     """Retrieval fine-tuning on phrases: an image and what somebody said of a thing in it, never where that is."""
     source, validation = open_both("phrases", recipe)
     if validation is not None:
         checked_boxes(validation[0])
     protocol = None if validation is None else Boxes(validation)
-    return learning_to_match(recipe, folder, Pairs(Phrases(source), recipe), protocol)
+    return learning_to_match(recipe, saved, Pairs(Phrases(source), recipe), protocol)
 
 
 class Boxes:

@@ -8,23 +8,24 @@ from typing import Any
 
 from albef.data.examples import ExampleSource
 from albef.data.processor import Processor
+from albef.files import write_atomically
 from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForPairs
 from albef.recipe import Recipe
 from albef.tasks.begin import SavedTeacher, restore_teacher
 from albef.tasks.classification import Judged, chosen_and_true, labelled, objective_of, predict
-from albef.tasks.task import Figures, Task, compose
+from albef.tasks.task import Figures, Saved, Task, compose
 
 LABELS = ("False", "True")
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefForPairs]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForPairs]:
     """Fine-tuning on pairs of images."""
     data, validation = labelled("pairs", recipe, LABELS)
     return compose(
         recipe,
-        folder,
+        saved,
         data,
         lambda config: AlbefForPairs(config, LABELS),
         lambda model, _: objective_of(model, recipe),
@@ -83,4 +84,4 @@ def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
 def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
     """What NLVR2's official script reads: a line `identifier,label` for each pair."""
     chosen, _ = chosen_and_true(found, labels)
-    path.write_text("".join(f"{key},{label}\n" for key, label in chosen.items()), encoding="utf-8")
+    write_atomically(path, "".join(f"{key},{label}\n" for key, label in chosen.items()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,11 +18,11 @@ from albef.models.layout import Packed
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Recipe
 from albef.tasks import ranking
-from albef.tasks.task import Batch, Figures, Task, compose
+from albef.tasks.task import Batch, Figures, Saved, Task, compose
 from albef.tasks.training_data import Pairs, open_pairs
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
     """Image-text pre-training on the pairs of `recipe.data.train`."""
     source, validation = open_pairs(recipe)
     options = recipe.objective
@@ -35,7 +34,7 @@ def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
 
     task = compose(
         recipe,
-        folder,
+        saved,
         Pairs(source, recipe),
         build_model,
         partial(build_objective, recipe),

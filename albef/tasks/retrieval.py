@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from albef.data.processor import Processor
 from albef.models.albef import AlbefModel
@@ -11,18 +10,18 @@ from albef.models.config import AlbefConfig
 from albef.objectives.retrieval import RetrievalObjective
 from albef.recipe import Recipe
 from albef.tasks.pretrain import search_of, words_on_host
-from albef.tasks.task import EvaluationProtocol, Task, compose
+from albef.tasks.task import EvaluationProtocol, Saved, Task, compose
 from albef.tasks.training_data import Pairs, open_pairs
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefModel]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
     """ITC and ITM on the pairs of `recipe.data.train`; records of one `image_id` are each other's positives."""
     source, validation = open_pairs(recipe)
-    return learning_to_match(recipe, folder, Pairs(source, recipe), search_of(validation, recipe))
+    return learning_to_match(recipe, saved, Pairs(source, recipe), search_of(validation, recipe))
 
 
 def learning_to_match(
-    recipe: Recipe, folder: Path, data: Pairs, protocol: EvaluationProtocol[AlbefModel] | None
+    recipe: Recipe, saved: Saved, data: Pairs, protocol: EvaluationProtocol[AlbefModel] | None
 ) -> Task[AlbefModel]:
     """Align and match, as retrieval and grounding learn, on any pairs."""
     options = recipe.objective
@@ -33,4 +32,4 @@ def learning_to_match(
     def build_objective(model: AlbefModel, _: Processor) -> RetrievalObjective:
         return RetrievalObjective(model, options.queue_size, options.momentum, options.itm_negatives, options.official)
 
-    return compose(recipe, folder, data, build_model, build_objective, protocol, on_host=words_on_host)
+    return compose(recipe, saved, data, build_model, build_objective, protocol, on_host=words_on_host)

@@ -5,6 +5,7 @@ Each task is one file beside this one, with a function `make(recipe, saved)` tha
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from albef import distributed
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import Broken, BrokenCounter
+from albef.data.fingerprint import fingerprint
 from albef.data.loader import Pair, StepBatches, make_loader
 from albef.data.processor import Processor
 from albef.engine.optim import ramp
@@ -28,7 +30,7 @@ from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
 from albef.recipe import Recipe
 from albef.tasks.answers import write_answers
-from albef.tasks.begin import SavedTeacher, restore_teacher, say, start_model
+from albef.tasks.begin import Saved, SavedTeacher, restore_teacher, say, start_model
 
 Batch = dict[str, Any]
 Figures = dict[str, Any]
@@ -49,6 +51,9 @@ class InSavedTeacher(Protocol):
 
 class TrainingData(Protocol):
     """What a run learns from."""
+
+    source: Any
+    """The records or examples themselves."""
 
     def __len__(self) -> int: ...
 
@@ -173,6 +178,21 @@ class Task(Generic[M]):
         if self.answers:
             write_answers(folder / ANSWERS, self.answers)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes and words, which a run that goes on takes from here and not from its sources; plain values."""
+        model = self.model
+        config = {**model.config.to_dict(), "architecture": type(model).__name__, **model.options()}
+        return {"config": plain(config), "files": self.processor.files(), "answers": list(self.answers)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells changed training data from the same."""
+        return fingerprint(self.data.source)
+
+
+def plain(values: Figures) -> Figures:
+    """As JSON has them: lists for tuples."""
+    return json.loads(json.dumps(values))
+
 
 def compile_blocks(objective: Any) -> None:
     """Compiles the transformer blocks of student and teacher; lengths and modes are kinds of their own."""
@@ -187,7 +207,7 @@ def compile_blocks(objective: Any) -> None:
 
 def compose(
     recipe: Recipe,
-    folder: Path,
+    saved: Saved,
     data: TrainingData,
     build_model: Callable[[AlbefConfig], M],
     build_objective: Callable[[M, Processor], nn.Module],
@@ -195,17 +215,17 @@ def compose(
     restore: Callable[[Any, SavedTeacher], list[str]] = restore_teacher,
     **options: Any,
 ) -> Task[M]:
-    """The task of a run that begins, or that goes on in `folder`.
+    """The task of a run that begins, or that goes on from what it `saved`.
 
     `build_model` makes the model of a configuration, `build_objective` the objective of a model and its processor; its
     teacher is a copy of the model. `restore` gives the objective what was saved of a teacher with its start. `options`
     are further fields of `Task`.
     """
-    model, processor, saved = start_model(build_model, recipe, folder, data.texts)
+    model, processor, teacher = start_model(build_model, recipe, saved, data.texts)
     model.gradient_checkpointing(recipe.gradient_checkpointing)
     objective = build_objective(model, processor)
-    if saved is not None:
-        say(restore(objective, saved))
+    if teacher is not None:
+        say(restore(objective, teacher))
     if recipe.compile:
         compile_blocks(objective)
     return Task(recipe, data, model, processor, objective, protocol, **options)

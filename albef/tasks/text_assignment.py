@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from albef.models.classifier import AlbefForTextAssignment
@@ -11,18 +9,18 @@ from albef.objectives.classify import AssignObjective
 from albef.recipe import Recipe
 from albef.tasks.begin import say
 from albef.tasks.pretrain import words_on_host
-from albef.tasks.task import Batch, Task, compose
+from albef.tasks.task import Batch, Saved, Task, compose
 from albef.tasks.training_data import Pairs, open_pairs
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefForTextAssignment]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForTextAssignment]:
     """Learns from pre-training's pairs. It has no figures of its own: NLVR2, which starts from it, has."""
     source, validation = open_pairs(recipe)
     if validation is not None:
         say(["text assignment is not measured by itself: data.validation is not used"])
     return compose(
         recipe,
-        folder,
+        saved,
         Pairs(source, recipe),
         AlbefForTextAssignment,
         lambda model, _: AssignObjective(model, recipe.objective.official),

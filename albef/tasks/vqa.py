@@ -17,6 +17,7 @@ from torch import Tensor
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
 from albef.errors import AlbefValueError
+from albef.files import write_atomically
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
@@ -25,13 +26,13 @@ from albef.recipe import Recipe
 from albef.tasks.answers import answer_list, checked_answers, read_answers, spelled_alike
 from albef.tasks.decode import generate, rank_answers
 from albef.tasks.examples import gather_results, in_batches
-from albef.tasks.task import Figures, Task, compose
+from albef.tasks.task import Figures, Saved, Task, compose
 from albef.tasks.training_data import Examples, open_both
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
 
 
-def make(recipe: Recipe, folder: Path) -> Task[AlbefForAnswering]:
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
     """Fine-tuning on the questions of `recipe.data.train`; an answer weighs the share of people who gave it."""
     source, validation = open_both("vqa", recipe)
     if validation is not None and not any(validation[index].answers for index in range(len(validation))):
@@ -40,10 +41,10 @@ def make(recipe: Recipe, folder: Path) -> Task[AlbefForAnswering]:
             "answered afterwards by `albef evaluate --results`"
         )
     options, listed = recipe.objective, recipe.data.answers
-    answers = read_answers(listed) if listed else answer_list(source)
+    answers = saved["answers"] if saved is not None else read_answers(listed) if listed else answer_list(source)
     return compose(
         recipe,
-        folder,
+        saved,
         Examples(source, recipe, lambda words: partial(encode, words, recipe.data.max_tokens), check_question),
         AlbefForAnswering,
         lambda model, _: AnswerObjective(model, options.momentum, options.alpha > 0, options.official),
@@ -157,4 +158,4 @@ def evaluate(
 def write_results(path: Path, given: dict[str | int, dict[str, str]], way: str = "ranked") -> None:
     """The file that EvalAI takes: `[{"question_id": .., "answer": ..}, ...]`, each question once (spec §4.2)."""
     rows = [{"question_id": key, "answer": answers[way]} for key, answers in given.items()]
-    path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(rows, ensure_ascii=False) + "\n")
