@@ -21,7 +21,7 @@ from albef.engine.train import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
 from albef.models.flops import FLOOR, OURS, TEXTBOOK, pretraining_flops
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Optim
 from albef.tasks.learner import compile_blocks
@@ -128,7 +128,7 @@ def forward_backward(objective: nn.Module, batch: Batch, precision: str, device:
     """`batch` lies on the host but for the images; its texts follow as in training."""
     inputs: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     if isinstance(objective, PretrainObjective):
-        inputs |= {"words": Packed.of(batch["attention_mask"], device), "masked": objective.mask(batch, device)}
+        inputs |= {"words": PackedText.of(batch["attention_mask"], device), "masked": objective.mask(batch, device)}
     with autocast(device, precision):
         losses = objective(inputs, ALPHA)
     torch.stack(list(losses.values())).sum().backward()

@@ -213,7 +213,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config, fusion=False) for _ in range(config.text_layers))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | Layout) -> Tensor:
-        """With a `Packed` layout for the mask the states are those of the words alone, [N, D]."""
+        """With a `PackedText` layout for the mask the states are those of the words alone, [N, D]."""
         words = as_layout(attention_mask)
         length, limit = input_ids.shape[-1], self.position_embeddings.num_embeddings
         if input_ids.ndim != 2 or input_ids.shape != words.shape:
@@ -280,7 +280,7 @@ class FusionEncoder(nn.Module):
         `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
         receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
         that `text_states` come from `begin`. Only `layers` are run, so that what is read of the last one may differ
-        from text to text. With a `Packed` layout for the mask states are [N, D].
+        from text to text. With a `PackedText` layout for the mask states are [N, D].
         """
         words = as_layout(attention_mask)
         own, *others = [keys_values] if isinstance(keys_values, (KeysValues, Tokens)) else keys_values

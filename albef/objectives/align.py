@@ -13,7 +13,7 @@ from albef import distributed
 from albef.models.albef import AlbefModel
 from albef.models.backbone import Backbone
 from albef.models.bert import KeysValues
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.losses import (
     contrastive_targets,
     draw_negatives,
@@ -44,13 +44,13 @@ class Positives(NamedTuple):
     """The batches of all ranks; the original compares with the own rank's only."""
 
 
-def words_of(batch: Batch, model: Backbone) -> Packed:
+def words_of(batch: Batch, model: Backbone) -> PackedText:
     """How the texts of a batch lie: as `words` says, or else from its mask."""
-    return batch.get("words") or Packed.of(batch["attention_mask"], model.device)
+    return batch.get("words") or PackedText.of(batch["attention_mask"], model.device)
 
 
 def encode(
-    model: AlbefModel, batch: Batch, words: Packed, masked_ids: Tensor | None = None
+    model: AlbefModel, batch: Batch, words: PackedText, masked_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Image tokens [B, S, Dv], packed text states [N, D], and the unit vectors of both [B, E].
 
@@ -60,7 +60,7 @@ def encode(
     if masked_ids is None:
         text = model.encode_text(ids, words)
     else:
-        text = model.encode_text(torch.cat([ids, masked_ids]), Packed.join(words, words))
+        text = model.encode_text(torch.cat([ids, masked_ids]), PackedText.join(words, words))
     return image, text, model.project_image(image), model.project_text(words.first(text))
 
 
@@ -98,12 +98,12 @@ def align(
         return Aligned(loss, logits_i2t[:, mine].detach(), logits_t2i[:, mine].detach(), same[:, mine])
 
 
-def with_negatives(text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, Packed]:
+def with_negatives(text: Tensor, words: PackedText, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, PackedText]:
     """What matching fuses, given packed states [N, D]: each text for its own image, then for each image its
     negative texts [B, n], then each text again for its negative images [B, n]."""
     chosen, copies = text_n.T.flatten(), image_n.shape[1]
     states = torch.cat([text, words.spread(text)[chosen].flatten(0, 1), *[text] * copies])
-    return states, Packed.join(words, Packed.whole(words.readable[chosen]), *[words] * copies)
+    return states, PackedText.join(words, PackedText.whole(words.readable[chosen]), *[words] * copies)
 
 
 def seen_by(keys_values: KeysValues, image_n: Tensor) -> tuple[KeysValues, KeysValues]:

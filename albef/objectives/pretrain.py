@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.convert import Checkpoint
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.align import (
     Batch,
     Positives,
@@ -96,7 +96,7 @@ class PretrainObjective(nn.Module):
         mlm = masked_word_loss(logits, masked.labels, logits_t, alpha, count)
         return {"itc": aligned.itc, "itm": itm, "mlm": mlm} if self.itc else {"itm": itm, "mlm": mlm}
 
-    def _taught(self, batch: Batch, words: Packed, masked: Masked | None) -> tuple[list[Tensor], Tensor]:
+    def _taught(self, batch: Batch, words: PackedText, masked: Masked | None) -> tuple[list[Tensor], Tensor]:
         """The teacher's unit vectors of images and texts [B, E], and its logits at the masked words [M, V]."""
         teacher: AlbefModel = self.teacher.model
         image, text, *z = encode(teacher, batch, words, masked.input_ids if masked else None)
@@ -106,15 +106,15 @@ class PretrainObjective(nn.Module):
         return z, teacher.fill_in(filled.index_select(0, masked.places)).float()
 
     def _fuse(
-        self, image: Tensor, text: Tensor, words: Packed, image_n: Tensor, text_n: Tensor
+        self, image: Tensor, text: Tensor, words: PackedText, image_n: Tensor, text_n: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: a weight
         that is used once has no gradient that waits for a second one. Only the last layer is run for each apart."""
         fusion, but_last, last = self.model.fusion_encoder, slice(-1), slice(-1, None)
-        text, masked = fusion.begin(text, Packed.join(words, words)).chunk(2)
+        text, masked = fusion.begin(text, PackedText.join(words, words)).chunk(2)
         pairs, layout = with_negatives(text, words, image_n, text_n)
         seen = seen_by(fusion.keys_values(image), image_n)
-        fused = fusion(torch.cat([masked, pairs]), Packed.join(words, layout), seen, begun=True, layers=but_last)
+        fused = fusion(torch.cat([masked, pairs]), PackedText.join(words, layout), seen, begun=True, layers=but_last)
         masked, pairs = fused.split([len(masked), len(pairs)])
         matched = fusion(pairs, layout, seen, cls_only=True, begun=True, layers=last)
         return matched, fusion(masked, words, seen[0], begun=True, layers=last)

@@ -15,7 +15,7 @@ from albef.data.sources import Source, captions_of, open_sources
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
 from albef.models.flops import pretraining_flops
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.tasks import ranking
 from albef.tasks.learner import Learner
@@ -69,7 +69,7 @@ class Pretrain(Learner):
 
     def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         self.lengths = batch["attention_mask"].sum(1)
-        words = Packed.of(batch["attention_mask"], device)
+        words = PackedText.of(batch["attention_mask"], device)
         masked = {"masked": self.objective.mask(batch, device)} if isinstance(self.objective, PretrainObjective) else {}
         return {**super().prepare(batch, device), "words": words, **masked}
 

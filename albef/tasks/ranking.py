@@ -18,7 +18,7 @@ from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 
 NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
@@ -40,12 +40,12 @@ class Texts:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def some(self, rows: Tensor) -> tuple[Tensor, Packed]:
+    def some(self, rows: Tensor) -> tuple[Tensor, PackedText]:
         """States of the texts `rows` (on the host), cut to the longest of them, and how they lie."""
         mask = self.mask[rows, : int(self.lengths[rows].max())]
         places = self.starts[rows, None] + torch.arange(mask.shape[1])
         device = self.states.device
-        return self.states.index_select(0, places[mask.bool()].to(device)), Packed.of(mask, device)
+        return self.states.index_select(0, places[mask.bool()].to(device)), PackedText.of(mask, device)
 
 
 @dataclass
@@ -169,7 +169,7 @@ def encode_texts(
     ids, mask = words["input_ids"], words["attention_mask"]
     states, z_text = [], []
     for some_ids, some_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
-        layout = Packed.of(some_mask, model.device)
+        layout = PackedText.of(some_mask, model.device)
         encoded = model.encode_text(some_ids.to(model.device), layout)
         states.append(model.fusion_encoder.begin(encoded, layout))
         z_text.append(model.project_text(layout.first(encoded)))
