@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from albef.models.albef import AlbefModel
-from albef.models.bert import KeysValues
 from albef.models.config import AlbefConfig, preset
+from albef.models.seen import KeysValues
 from albef.models.vit import resize_positions
 from tests.worlds import TINY
 
@@ -122,11 +122,11 @@ def test_official_initialisation():
         model.visual_encoder.pos_embed,
         model.visual_encoder.blocks[0].qkv.weight,
         model.text_encoder.word_embeddings.weight,
-        model.fusion_encoder.image_keys_values.weight,
+        model.fusion_encoder.image_keys_values[0].weight,
         model.mlm_head.dense.weight,
     ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert not model.text_encoder.layers[0].qkv.bias.any()
+    assert not model.text_encoder.layers[0].self_attention.qkv.bias.any()
     # PyTorch's default: uniform within 1 / sqrt(inputs)
     assert model.vision_proj.weight.abs().max().item() == pytest.approx(768**-0.5, rel=0.01)
     assert model.vision_proj.bias.any() and model.visual_encoder.patch_embed.bias.any()

@@ -9,7 +9,7 @@ import torch
 from albef.data.processor import Processor, train_tokenizer
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
-from albef.models.bert import KeysValues, Tokens
+from albef.models.seen import KeysValues, Tokens
 from albef.tasks import ranking
 from tests.worlds import TINY, make_world
 

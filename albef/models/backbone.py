@@ -76,8 +76,8 @@ class Backbone(nn.Module):
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
         for part in self.children():
-            if hasattr(part, "gradient_checkpointing"):
-                setattr(part, "gradient_checkpointing", enabled)  # noqa: B010 - mypy takes it for a module
+            if hasattr(part, "checkpointed"):
+                setattr(part, "checkpointed", enabled)  # noqa: B010 - mypy takes it for a module
 
 
 @torch.no_grad()

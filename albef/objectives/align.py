@@ -12,8 +12,8 @@ from torch import Tensor
 from albef import distributed
 from albef.models.albef import AlbefModel
 from albef.models.backbone import Backbone
-from albef.models.bert import KeysValues
 from albef.models.layout import PackedText
+from albef.models.seen import KeysValues
 from albef.objectives.losses import (
     contrastive_targets,
     draw_negatives,

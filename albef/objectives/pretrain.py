@@ -110,14 +110,13 @@ class PretrainObjective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: a weight
         that is used once has no gradient that waits for a second one. Only the last layer is run for each apart."""
-        fusion, but_last, last = self.model.fusion_encoder, slice(-1), slice(-1, None)
+        fusion = self.model.fusion_encoder
         text, masked = fusion.begin(text, PackedText.join(words, words)).chunk(2)
         pairs, layout = with_negatives(text, words, image_n, text_n)
         seen = seen_by(fusion.keys_values(image), image_n)
-        fused = fusion(torch.cat([masked, pairs]), PackedText.join(words, layout), seen, begun=True, layers=but_last)
+        fused = fusion.middle(torch.cat([masked, pairs]), PackedText.join(words, layout), seen)
         masked, pairs = fused.split([len(masked), len(pairs)])
-        matched = fusion(pairs, layout, seen, cls_only=True, begun=True, layers=last)
-        return matched, fusion(masked, words, seen[0], begun=True, layers=last)
+        return fusion.finish(pairs, layout, seen, cls_only=True), fusion.finish(masked, words, seen[0])
 
     def mask(self, batch: Batch, device: torch.device) -> Masked:
         """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""

@@ -187,6 +187,6 @@ def test_starting_point_of_the_paper(official, read, tmp_path):
     for name, tensor in state.items():
         if not name.startswith(fresh) and ".cross_" not in name:
             assert tensor.equal(read.model[name]), name
-    assert not state["fusion_encoder.image_keys_values.weight"].equal(
-        read.model["fusion_encoder.image_keys_values.weight"]
+    assert not state["fusion_encoder.image_keys_values.0.weight"].equal(
+        read.model["fusion_encoder.image_keys_values.0.weight"]
     )

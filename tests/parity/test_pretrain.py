@@ -20,7 +20,8 @@ class Watch:
         self.seen = {}
         for side, model in (("", objective.model), ("_m", objective.teacher.model)):
             for name, module in model.named_children():
-                module.register_forward_hook(lambda _, __, output, key=name + side: self._note(key, output))
+                last = module.layers[-1].feed_forward if name == "fusion_encoder" else module
+                last.register_forward_hook(lambda _, __, output, key=name + side: self._note(key, output))
         for name in ("contrastive_targets", "soft_cross_entropy"):
             original = getattr(align, name)
             monkeypatch.setattr(align, name, lambda *args, f=original, key=name: self._call(key, f, args))
