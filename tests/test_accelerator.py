@@ -13,7 +13,7 @@ from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.layout import PackedText
-from albef.objectives.answer import AnswerObjective
+from albef.objectives.answer import AnswerObjective, words_asked
 from albef.objectives.classify import AssignObjective, ClassifyObjective
 from albef.objectives.pretrain import PretrainObjective
 from albef.objectives.retrieval import RetrievalObjective
@@ -99,6 +99,8 @@ def run_every_objective() -> None:
 
 def prepared(objective: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with how its texts lie, and its masked words, made on the host as in training: no one waits for N."""
+    if isinstance(objective, AnswerObjective):
+        return {**batch, "asked": words_asked(batch["answer_mask"])}
     if "image_id" not in batch:
         return batch
     host = torch.device("cpu")

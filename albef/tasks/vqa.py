@@ -26,7 +26,7 @@ from albef.models.answering import AlbefForAnswering
 from albef.models.config import AlbefConfig
 from albef.models.hub import CONFIG, WEIGHTS
 from albef.models.seen import KeysValues
-from albef.objectives.answer import AnswerObjective
+from albef.objectives.answer import AnswerObjective, words_asked
 from albef.tasks.finetune import FineTune, gather_results, in_batches
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
@@ -60,6 +60,9 @@ class Vqa(FineTune):
 
     def encoder(self) -> Encode:
         return partial(encode, self.processor, self.recipe.data.max_tokens)
+
+    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        return {**super().prepare(batch, device), "asked": words_asked(batch["answer_mask"], device)}
 
     def measure(self, source: ExampleSource) -> dict[str, Any]:
         return evaluate(self.model, self.processor, source, self.answers, self.recipe.k_test)[0]
