@@ -1,12 +1,16 @@
 """The network: shapes, fast paths against the plain ones, initialisation, saving."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
+from albef.models.classifier import AlbefForClassification
 from albef.models.config import AlbefConfig, preset
 from albef.models.seen import KeysValues
 from albef.models.vit import resize_positions
@@ -181,3 +185,32 @@ def test_half_precision_halves_the_file(tmp_path, model):
 def test_missing_model_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no saved model here.*albef convert"):
         AlbefModel.from_pretrained(tmp_path)
+
+
+def test_loading_draws_nothing_and_needs_no_second_device(tmp_path, model):
+    """Random weights of a base model took seconds, the meta device's import another one."""
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    again = AlbefModel.from_pretrained(tmp_path)
+    assert torch.get_rng_state().equal(before)
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    code = (
+        f"import sys; from albef.models.albef import AlbefModel; AlbefModel.from_pretrained({str(tmp_path)!r}); "
+        "assert 'sympy' not in sys.modules, 'the meta device was used'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_config_json_may_say(tmp_path):
+    AlbefForClassification(TINY).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for change, said in (
+        ({"vision_layer": 3}, "config.json: unknown vision_layer; there are image_size, .*and besides"),
+        ({"labels": None}, f"{tmp_path}: config.json lacks labels, which an AlbefForClassification needs"),
+    ):
+        changed = {name: value for name, value in {**values, **change}.items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(AlbefValueError, match=said):
+            AlbefForClassification.from_pretrained(tmp_path)

@@ -182,17 +182,19 @@ def match(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
 
-    An image's keys and values are computed once for all its texts, a text's first self-attention once for all its
-    images, nothing for padding, and in the last layer only the first token.
+    An image's keys and values are computed once for all its texts, or not at all for few; a text's first self-attention
+    once for all its images; nothing for padding; and in the last layer only the first token.
     """
     at_once = TEXTS_AT_ONCE.get(model.device.type, OTHERWISE)
     for tokens, rows in zip(image_tokens, chosen, strict=True):
         rows = rows[texts.lengths[rows].argsort(stable=True)]
-        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, non_blocking=True).float())
+        words_in_all = int(texts.lengths[rows].sum())
+        image = tokens[None].to(model.device, non_blocking=True).float()
+        seen = model.fusion_encoder.seen_once(image, words_in_all)
         logits = [torch.empty(0, 2, device=model.device)]
         for some in rows.split(at_once) if len(rows) else ():
             states, words = texts.some(some)
-            logits.append(model.match(model.fuse(states, words, keys_values, cls_only=True, begun=True)).float())
+            logits.append(model.match(model.fuse(states, words, seen, cls_only=True, begun=True)).float())
         yield rows, torch.cat(logits)
 
 
