@@ -17,10 +17,10 @@ from torch import Tensor
 from albef.engine.train import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
-from albef.models.flops import FLOOR, TEXTBOOK, ranking_flops
 from albef.models.layout import PackedText
 from albef.tasks import ranking
 from benchmarks import textbook, timing
+from benchmarks.flops import FLOOR, TEXTBOOK, ranking_flops
 from benchmarks.step import caption_lengths
 
 PADDED = 30  # tokens that the original pads every text to
