@@ -99,7 +99,7 @@ class FusionEncoder(nn.Module):
         """What `words` words in all, of however many texts, read of each image, for evaluation: keys and values where
         making them takes fewer operations, else the tokens.
 
-        That is from 62 words on for 577 tokens of width 768 and 12 heads (about 6 captions), from 23 for the 65 of the
+        That is from 62 words on for 577 tokens of width 768 and 12 heads (about 5 captions), from 23 for the 65 of the
         small preset. By the clock it pays a little later.
         """
         tokens, width = image_tokens.shape[1:]
