@@ -12,8 +12,10 @@ from torch.export import Dim
 
 from albef.models.albef import AlbefModel, AlbefOutput
 from albef.models.answering import AlbefForAnswering
-from albef.models.layers import Past
+from albef.models.layers import CrossAttention, FeedForward, Past, SelfAttention
 from albef.models.seen import KeysValues
+from albef.models.vit import Block
+from albef.objectives.pretrain import PretrainObjective
 from tests.worlds import TINY
 
 MODELS = Path(__file__).resolve().parents[1] / "albef" / "models"
@@ -117,7 +119,7 @@ COUNTED = {
     "answering": set(),
     "attention": set(),
     "backbone": set(),
-    "bert": {"self.layers"},
+    "bert": {"self.layers", "self.image_keys_values"},
     "classifier": {"self.labels"},
     "layers": {"seen"},
     "layout": set(),
@@ -134,3 +136,32 @@ def test_a_tensor_is_not_asked_for_its_len(module: str) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("len", "map"):
             asked = ast.unparse(node.args[0])
             assert asked in COUNTED[module], f"{module}.py, line {node.lineno}: {node.func.id}({asked})"
+
+
+def test_the_parts_of_a_step_are_compiled_without_a_break() -> None:
+    """As `--compile` does, forward and backward, with packed texts of two lengths."""
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        objective = PretrainObjective(AlbefModel(TINY), queue_size=10, mask_id=4, cls_id=2).train()
+        parts = [module for module in objective.modules() if isinstance(module, COMPILED)]
+        assert len(parts) == 2 * (2 + 2 + 2 * 3), "of student and teacher: blocks, a text layer, two fusion layers"
+        for part in parts if compiled else ():
+            part.compile(backend="aot_eager", fullgraph=True)
+        with torch._dynamo.config.patch(recompile_limit=64):
+            for length in (6, 9):
+                torch.manual_seed(length)
+                losses.append(torch.stack(list(objective(pairs(4, length), 0.4).values())))
+                losses[-1].sum().backward()
+        losses.append(torch.stack([p.grad.norm() for p in objective.model.parameters() if p.grad is not None]))
+    for plain, found in zip(losses[:3], losses[3:], strict=True):
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+
+
+COMPILED = (SelfAttention, CrossAttention, FeedForward, Block)
+
+
+def pairs(batch: int, length: int) -> dict[str, Tensor]:
+    mask, rows = mask_of(batch, length), torch.arange(batch)
+    texts = {"input_ids": torch.randint(5, 99, mask.shape) * mask, "attention_mask": mask}
+    return {"pixel_values": torch.randn(batch, 3, 32, 32), **texts, "image_id": rows, "text_id": rows}

@@ -12,8 +12,9 @@ from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.models.classifier import AlbefForClassification
 from albef.models.config import AlbefConfig, preset
+from albef.models.layers import CrossAttention, FeedForward, SelfAttention
 from albef.models.seen import KeysValues
-from albef.models.vit import resize_positions
+from albef.models.vit import Block, resize_positions
 from tests.worlds import TINY
 
 
@@ -214,3 +215,17 @@ def test_what_config_json_may_say(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(AlbefValueError, match=said):
             AlbefForClassification.from_pretrained(tmp_path)
+
+
+def test_the_sum_through_the_layers_stays_in_float32(model, inputs):
+    """The CPU's autocast leaves a norm in the type that it is given, CUDA's makes it float32: here both are."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.LayerNorm, Block, SelfAttention, CrossAttention, FeedForward)):
+            module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        said = model(*inputs)
+    assert len(found) > 15 and set(found.values()) == {torch.float32}
+    assert said.match_logits.dtype == torch.bfloat16 and said.image_vectors.dtype == torch.float32
+    for module in model.modules():
+        module._forward_hooks.clear()

@@ -89,7 +89,7 @@ class FusionEncoder(nn.Module):
         super().__init__()
         self.checkpointed, self.heads = False, config.text_heads
         self.image_keys_values = _keys_values(config, config.vision_width)
-        self.layers = nn.ModuleList(FusionLayer(config, index) for index in range(config.fusion_layers))  # type: ignore[assignment]
+        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.fusion_layers))  # type: ignore[assignment]
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
         """Of the image, [B, S, Dv], once for all texts."""
@@ -165,8 +165,8 @@ class FusionEncoder(nn.Module):
         return self._read(last, x, Padded() if cls_only else words, parts, record)
 
     def _read(self, index: int, x: Tensor, words: Layout, parts: Sequence[Seen], record: list[Tensor] | None) -> Tensor:
-        linear = self.image_keys_values[index]
-        return _run(self.layers[index].read_seen, self.checkpointed, x, words, parts, linear, record)
+        own, linear = [part.of_layer(index) for part in parts], self.image_keys_values[index]
+        return _run(self.layers[index].read_seen, self.checkpointed, x, words, own, linear, record)
 
 
 class PairEncoder(nn.Module):
@@ -182,7 +182,7 @@ class PairEncoder(nn.Module):
         super().__init__()
         self.checkpointed = False
         self.image_keys_values = _keys_values(config, config.vision_width)
-        self.layers = nn.ModuleList(FusionLayer(config, index // 2) for index in range(2 * config.fusion_layers))  # type: ignore[assignment]
+        self.layers = nn.ModuleList(FusionLayer(config) for _ in range(2 * config.fusion_layers))  # type: ignore[assignment]
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
         """As the fusion encoder's, for two of our layers at a time."""
@@ -195,10 +195,11 @@ class PairEncoder(nn.Module):
         words, x = as_layout(attention_mask), text_states
         *layers, last = self.layers
         for index, layer in enumerate(layers):
-            image = ((first, second)[index % 2],)
-            x = _run(layer, self.checkpointed, x, words, image, self.image_keys_values[index // 2])
+            image = (first, second)[index % 2].of_layer(index // 2)
+            x = _run(layer, self.checkpointed, x, words, [image], self.image_keys_values[index // 2])
         x = _run(last.self_attention, self.checkpointed, x, words, True)
-        return _run(last.read_seen, self.checkpointed, x, Padded(), (second,), self.image_keys_values[-1])
+        image = second.of_layer(len(self.image_keys_values) - 1)
+        return _run(last.read_seen, self.checkpointed, x, Padded(), [image], self.image_keys_values[-1])
 
 
 class AnswerDecoder(nn.Module):
@@ -209,7 +210,7 @@ class AnswerDecoder(nn.Module):
         self.checkpointed = False
         self.words = Embeddings(config)
         self.question_keys_values = _keys_values(config, config.text_width)
-        self.layers = nn.ModuleList(AnswerLayer(config, index) for index in range(config.fusion_layers))
+        self.layers = nn.ModuleList(AnswerLayer(config) for _ in range(config.fusion_layers))
         self.head = MlmHead(config)
 
     def keys_values(self, question_states: Tensor) -> KeysValues:
@@ -229,13 +230,13 @@ class AnswerDecoder(nn.Module):
         """As `forward`, for words that go on from those given before: `past`, an entry per layer, is what the call
         before returned besides the states [A, L, D], and None at first."""
         start, length = 0 if past is None else past[0][0].shape[2], input_ids.shape[1]
-        seen = (replace(keys_values, mask=question_mask.bool()[:, None, None]),)
+        question = replace(keys_values, mask=question_mask.bool()[:, None, None])
         x = self.words.embed(input_ids, start)
         causal = Padded(torch.ones(1, 1, length, start + length, dtype=torch.bool, device=x.device).tril(start))
         kept = []
         for index, (layer, linear) in enumerate(zip(self.layers, self.question_keys_values, strict=True)):
             own = None if past is None else past[index]
-            x, own = _run(layer, self.checkpointed, x, causal, seen, linear, own)
+            x, own = _run(layer, self.checkpointed, x, causal, [question.of_layer(index)], linear, own)
             kept.append(own)
         return x, tuple(kept)
 

@@ -73,10 +73,9 @@ class CausalSelfAttention(SelfAttention):
 class CrossAttention(nn.Module):
     """Words read an image, or the words of an answer read a question; with residual and norm."""
 
-    def __init__(self, config: AlbefConfig, index: int) -> None:
-        """`index` says which of the keys and values are this layer's."""
+    def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
-        width, self.dropout, self.index = config.text_width, config.dropout, index
+        width, self.dropout = config.text_width, config.dropout
         self.query = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
@@ -84,14 +83,14 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, words: Layout, seen: Sequence[Seen], linear: KeyValue, record: list[Tensor] | None = None
     ) -> Tensor:
-        """The states after reading `seen`: the last texts read the later of several, a row each; those before read the
-        first, in turns (it may have a single row). `linear` makes this layer's keys and values."""
+        """The states after reading `seen`, of this layer: the last texts read the later of several, a row each; those
+        before read the first, in turns (it may have a single row). `linear` makes this layer's keys and values."""
         dropout, q = self.dropout if self.training else 0.0, self.query(x)
         if len(seen) == 1 and seen[0].rows == 1 and record is None:
             q = q.reshape(1, -1, q.shape[-1])  # all texts ask one image: one long row, without padding
-            found = attend_to_all(q, seen, self.index, linear, dropout, record).view(x.shape)
+            found = attend_to_all(q, seen, linear, dropout, record).view(x.shape)
         else:
-            found = words.collect(attend_to_all(words.spread(q), seen, self.index, linear, dropout, record))
+            found = words.collect(attend_to_all(words.spread(q), seen, linear, dropout, record))
         return self.norm(x + F.dropout(self.out(found), dropout))
 
 
@@ -125,10 +124,10 @@ class TextLayer(nn.Module):
 class FusionLayer(nn.Module):
     """A layer that reads words, then what is `seen`."""
 
-    def __init__(self, config: AlbefConfig, index: int) -> None:
+    def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.self_attention = SelfAttention(config)
-        self.cross_attention = CrossAttention(config, index)
+        self.cross_attention = CrossAttention(config)
         self.feed_forward = FeedForward(config)
 
     def forward(
@@ -146,10 +145,10 @@ class FusionLayer(nn.Module):
 class AnswerLayer(nn.Module):
     """A layer of the decoder: reads the words before, then the question."""
 
-    def __init__(self, config: AlbefConfig, index: int) -> None:
+    def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.self_attention = CausalSelfAttention(config)
-        self.cross_attention = CrossAttention(config, index)
+        self.cross_attention = CrossAttention(config)
         self.feed_forward = FeedForward(config)
 
     def forward(

@@ -58,15 +58,17 @@ class KeysValues:
     def __getitem__(self, rows: Tensor | slice) -> KeysValues:
         return KeysValues([layer[rows] for layer in self.layers], None if self.mask is None else self.mask[rows])
 
-    def attend(
-        self, q: Tensor, layer: int, linear: KeyValue, dropout: float = 0.0, record: list[Tensor] | None = None
-    ) -> Tensor:
-        """Queries [I, L, D] of layer number `layer` -> what they find there, [I, L, D]; the rest as `attention.attend`.
+    def of_layer(self, index: int) -> KeysValues:
+        """Those of one layer alone."""
+        return KeysValues(self.layers[index : index + 1], self.mask)
 
-        `linear` is what makes the keys and values of that layer.
+    def attend(self, q: Tensor, linear: KeyValue, dropout: float = 0.0, record: list[Tensor] | None = None) -> Tensor:
+        """Queries [I, L, D] of one layer -> what they find in its keys and values, [I, L, D].
+
+        `linear` is what made these; the rest is `attention.attend`'s.
         """
-        (q,) = split_heads(q, 1, linear.heads)
-        keys, values = split_heads(self.layers[layer], 2, linear.heads)
+        (q,), (layer,) = split_heads(q, 1, linear.heads), self.layers
+        keys, values = split_heads(layer, 2, linear.heads)
         return merge_heads(attend(q, keys, values, self.mask, dropout, record))
 
 
@@ -81,9 +83,11 @@ class Tokens:
     def rows(self) -> int:
         return self.tokens.shape[0]
 
-    def attend(
-        self, q: Tensor, layer: int, linear: KeyValue, dropout: float = 0.0, record: list[Tensor] | None = None
-    ) -> Tensor:
+    def of_layer(self, index: int) -> Tokens:
+        """The same for every layer."""
+        return self
+
+    def attend(self, q: Tensor, linear: KeyValue, dropout: float = 0.0, record: list[Tensor] | None = None) -> Tensor:
         """As `KeysValues.attend`, without dropout and record: for matching, not for learning."""
         if dropout or record is not None:
             raise ValueError(
@@ -95,25 +99,21 @@ class Tokens:
 Seen = KeysValues | Tokens
 
 
-def attend_in_turns(
-    q: Tensor, seen: Seen, layer: int, linear: KeyValue, dropout: float, record: list[Tensor] | None
-) -> Tensor:
+def attend_in_turns(q: Tensor, seen: Seen, linear: KeyValue, dropout: float, record: list[Tensor] | None) -> Tensor:
     """Rows q [turns * I, L, D] ask I images, in turns: an image's keys and values are never copied."""
     turns, length = q.shape[0] // seen.rows, q.shape[1]
     if turns == 1:
-        return seen.attend(q, layer, linear, dropout, record)
+        return seen.attend(q, linear, dropout, record)
     q = q.unflatten(0, (turns, -1)).transpose(0, 1).flatten(1, 2)
-    found = seen.attend(q, layer, linear, dropout, record)
+    found = seen.attend(q, linear, dropout, record)
     return found.unflatten(1, (turns, length)).transpose(0, 1).flatten(0, 1)
 
 
 def attend_to_all(
-    q: Tensor, seen: Sequence[Seen], layer: int, linear: KeyValue, dropout: float, record: list[Tensor] | None
+    q: Tensor, seen: Sequence[Seen], linear: KeyValue, dropout: float, record: list[Tensor] | None
 ) -> Tensor:
     """Rows q [B, L, D] ask what is seen: the last rows all but the first of `seen`, those before the first in turns."""
     sizes = [part.rows for part in seen[1:]]
     asking = q.split([q.shape[0] - sum(sizes), *sizes]) if sizes else [q]
-    found = [
-        attend_in_turns(some, part, layer, linear, dropout, record) for some, part in zip(asking, seen, strict=True)
-    ]
+    found = [attend_in_turns(some, part, linear, dropout, record) for some, part in zip(asking, seen, strict=True)]
     return torch.cat(found) if sizes else found[0]
