@@ -265,9 +265,9 @@ def test_a_step_can_be_looked_into():
     assert found.matched.image_n.shape == found.matched.text_n.shape == (4, 2)
     assert found.matched.logits.shape == (20, 2) and found.matched.losses.shape == (20,)
     torch.testing.assert_close(found.losses["itm"], found.matched.losses.sum() / found.matched.count)
-    assert found.filled.teacher_logits.shape == found.filled.logits.shape == (len(found.filled.losses), 120)
+    assert found.taught.word_logits.shape == found.filled.logits.shape == (len(found.filled.losses), 120)
     torch.testing.assert_close(found.losses["mlm"], found.filled.losses.mean())
-    assert found.features.image.requires_grad and not found.taught.image.requires_grad
+    assert found.features.image.requires_grad and not found.taught.word_logits.requires_grad
 
 
 def test_only_the_ends_of_a_step_change_anything():

@@ -61,6 +61,15 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What is kept of the teacher's pass: its tokens and states are gone before the student holds anything."""
+
+    z_image: Tensor  # [B, E], of length 1
+    z_text: Tensor  # [B, E], of length 1
+    word_logits: Tensor | None = None  # [M, V] of the masked words, where there are any
+
+
+@dataclass(frozen=True)
 class Aligned:
     """Similarities of the own pairs with all candidates, the queue last; what they should be; and the ITC losses."""
 
@@ -141,7 +150,7 @@ class AlignObjective(nn.Module):
             text = model.encode_text(torch.cat([ids, masked_ids]), PackedText.join(words, words))
         return Features(image, text, model.project_image(image), model.project_text(words.first(text)))
 
-    def align(self, batch: Batch, found: Features, taught: Features, alpha: float) -> Aligned:
+    def align(self, batch: Batch, found: Features, taught: Taught, alpha: float) -> Aligned:
         """ITC of the student's vectors against the teacher's and the queue's; `alpha` is the teacher's share."""
         alpha, factor = mixture(alpha, self.weights.itc, self.weights.itc_mod)
         aligned = align(batch, found, taught, self.queue, self.model.temp, alpha, self.positives)
@@ -175,7 +184,7 @@ def words_of(batch: Batch, model: Backbone) -> PackedText:
 def align(
     batch: Batch,
     found: Features,
-    taught: Features,
+    taught: Taught,
     queue: FeatureQueue,
     temp: Tensor,
     alpha: float,

@@ -20,6 +20,7 @@ from albef.objectives.align import (
     Features,
     Matched,
     Positives,
+    Taught,
     Weights,
     per_rank,
     seen_by,
@@ -39,10 +40,9 @@ class Masked(NamedTuple):
 
 @dataclass(frozen=True)
 class Filled:
-    """MLM of M masked words."""
+    """MLM of M masked words; the softmax of the teacher's `word_logits` is their pseudo-target."""
 
     logits: Tensor  # [M, V]
-    teacher_logits: Tensor  # [M, V]; their softmax is the pseudo-target
     losses: Tensor  # [M]
 
 
@@ -51,7 +51,7 @@ class Step:
     """All that a step computes; `matched` and `filled` are None where it only aligns."""
 
     features: Features
-    taught: Features
+    taught: Taught
     aligned: Aligned
     matched: Matched | None
     filled: Filled | None
@@ -111,7 +111,7 @@ class PretrainObjective(AlignObjective):
         self.begin_step()
         # Encode
         with torch.no_grad():
-            taught, teacher_logits = self.teach(batch, words, masked)
+            taught = self.teach(batch, words, masked)
         found = self.features(self.model, batch, words, masked.input_ids if masked else None)
         # Align
         aligned = self.align(batch, found, taught, alpha if "itc" in self.distill else 0.0)
@@ -123,22 +123,22 @@ class PretrainObjective(AlignObjective):
             pairs, texts = self.fuse(found, words, image_n, text_n)
             matched = self.match(pairs, image_n, text_n)
             # Fill in
-            filled = self.fill_in(texts, masked, teacher_logits, alpha if "mlm" in self.distill else 0.0)
+            filled = self.fill_in(texts, masked, taught, alpha if "mlm" in self.distill else 0.0)
             words_asked = torch.full((), float(masked.labels.shape[0]), device=matched.count.device)
             pairs_asked, words_asked = per_rank(torch.stack([matched.count, words_asked]))
             losses |= {"itm": matched.losses.sum() / pairs_asked, "mlm": filled.losses.sum() / words_asked.clamp(min=1)}
         self.end_step(aligned)
         return Step(found, taught, aligned, matched, filled, losses)
 
-    def teach(self, batch: Batch, words: PackedText, masked: Masked | None) -> tuple[Features, Tensor]:
-        """The teacher's features, and its logits at the masked words [M, V]."""
+    def teach(self, batch: Batch, words: PackedText, masked: Masked | None) -> Taught:
+        """The teacher's vectors, and its logits at the masked words."""
         teacher: AlbefModel = self.teacher.model
-        taught = self.features(teacher, batch, words, masked.input_ids if masked else None)
+        found = self.features(teacher, batch, words, masked.input_ids if masked else None)
         if masked is None:
-            return taught, taught.text.new_empty(0)
-        seen = teacher.fusion_encoder.keys_values(taught.image)
-        fused = teacher.fuse(taught.text.chunk(2)[1], words, seen)
-        return taught, teacher.fill_in(fused.index_select(0, masked.places)).float()
+            return Taught(found.z_image, found.z_text)
+        fused = teacher.fuse(found.text.chunk(2)[1], words, teacher.fusion_encoder.keys_values(found.image))
+        logits = teacher.fill_in(fused.index_select(0, masked.places)).float()
+        return Taught(found.z_image, found.z_text, logits)
 
     def fuse(self, found: Features, words: PackedText, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, Tensor]:
         """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: a weight
@@ -151,12 +151,13 @@ class PretrainObjective(AlignObjective):
         masked, pairs = fused.split([masked.shape[0], pairs.shape[0]])
         return fusion.finish(pairs, layout, seen, cls_only=True), fusion.finish(masked, words, seen[0])
 
-    def fill_in(self, fused: Tensor, masked: Masked, teacher_logits: Tensor, alpha: float) -> Filled:
+    def fill_in(self, fused: Tensor, masked: Masked, taught: Taught, alpha: float) -> Filled:
         """MLM of the fused masked texts [N, D]; `alpha` is the teacher's share."""
         alpha, factor = mixture(alpha, self.weights.mlm, self.weights.mlm_mod)
         logits = self.model.fill_in(fused.index_select(0, masked.places)).float()
-        losses = masked_word_losses(logits, masked.labels, teacher_logits, alpha)
-        return Filled(logits, teacher_logits, losses if factor == 1 else losses * factor)
+        assert taught.word_logits is not None, "the teacher was not asked for masked words"
+        losses = masked_word_losses(logits, masked.labels, taught.word_logits, alpha)
+        return Filled(logits, losses if factor == 1 else losses * factor)
 
     def mask(self, batch: Batch, device: torch.device) -> Masked:
         """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""

@@ -14,6 +14,7 @@ from albef.objectives.align import (
     Batch,
     Features,
     Positives,
+    Taught,
     Weights,
     per_rank,
     seen_by,
@@ -58,7 +59,7 @@ class RetrievalObjective(AlignObjective):
         words = words_of(batch, self.model)
         self.begin_step()
         with torch.no_grad():
-            taught = self.features(self.teacher.model, batch, words)
+            taught = self.teach(batch, words)
         found = self.features(self.model, batch, words)
         aligned = self.align(batch, found, taught, alpha)
         image_n, text_n = self.draw_negatives(*aligned.among_own())
@@ -66,6 +67,11 @@ class RetrievalObjective(AlignObjective):
         self.end_step(aligned)
         losses = {"itc": aligned.losses.mean(), "itm": matched.losses.sum() / per_rank(matched.count)}
         return Step(found, taught, aligned, matched, None, losses)
+
+    def teach(self, batch: Batch, words: PackedText) -> Taught:
+        """The teacher's vectors."""
+        found = self.features(self.teacher.model, batch, words)
+        return Taught(found.z_image, found.z_text)
 
     def fuse(self, found: Features, words: PackedText, image_n: Tensor, text_n: Tensor) -> Tensor:
         """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D]."""
