@@ -188,7 +188,7 @@ class OneImage:
 
     @torch.no_grad()
     def _verdict(self, model: AlbefForClassification | AlbefForPairs, pixels: Tensor, text: str) -> Verdict:
-        shares = model(pixels, *self._words(text))[0].softmax(-1).tolist()
+        shares = model(pixels, *self._words(text)).logits[0].softmax(-1).tolist()
         found = dict(zip(model.labels, shares, strict=True))
         return Verdict(max(found, key=lambda label: found[label]), found)
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 from albef.errors import AlbefValueError
 from albef.files import write_atomically
 from albef.models.config import AlbefConfig
+from albef.objectives.weights import Weights
 
 Task = Literal["pretrain", "retrieval", "vqa", "classification", "nlvr2", "text-assignment", "grounding"]
 FORMAT = 1
@@ -135,6 +136,12 @@ class Objective:
     """Share of the run with ITC alone, before ITM and MLM join in; 0 is the paper."""
     itc: bool = True
     """Without it ITM and MLM learn alone: the ablation that shows why to align before fusing."""
+    hard_negatives: bool = True
+    """Draw the negatives of ITM by their similarity, as the paper does; otherwise evenly."""
+    distill: tuple[Literal["itc", "mlm"], ...] = ("itc", "mlm")
+    """Pre-training: the losses that the teacher has a share in."""
+    weights: Weights = field(default_factory=Weights)
+    """What each of the paper's five losses counts."""
     official: bool = False
     """Restore the original's quirks: see docs/migrate.md."""
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from albef.engine.runtime import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
-from albef.models.flops import FLOOR, TEXTBOOK, ranking_flops
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.tasks import ranking
 from benchmarks import textbook, timing
+from benchmarks.flops import FLOOR, TEXTBOOK, ranking_flops
 from benchmarks.step import caption_lengths
 
 PADDED = 30  # tokens that the original pads every text to
@@ -137,7 +137,7 @@ def gallery_of(
 ) -> ranking.Gallery:
     """What the textbook ranks, as we keep it; image tokens [I, S, Dv], padded states [T, L, D]."""
     needed = mask[:, : int(mask.sum(1).max())].cpu()
-    texts = ranking.Texts(model.fusion_encoder.begin(text[mask.bool()], Packed.of(needed, model.device)), needed)
+    texts = ranking.Texts(model.fusion_encoder.begin(text[mask.bool()], PackedText.of(needed, model.device)), needed)
     return ranking.Gallery(image.cpu().unbind(), z_image, texts, z_text, image_of_text)
 
 

@@ -20,12 +20,12 @@ from albef.engine.optim import make_optimizer
 from albef.engine.runtime import autocast
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
-from albef.models.flops import FLOOR, OURS, TEXTBOOK, pretraining_flops
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Optim
 from albef.tasks.task import compile_blocks
 from benchmarks import textbook, timing
+from benchmarks.flops import FLOOR, OURS, TEXTBOOK, step_flops
 
 CAPTIONS = {
     3: 12, 4: 84, 5: 276, 6: 683, 7: 1628, 8: 2240, 9: 2690, 10: 3121, 11: 3159, 12: 3193, 13: 2921, 14: 2461, 15: 2027,
@@ -110,9 +110,7 @@ def measure(setting: Setting, repeats: int, device: torch.device, compiled: bool
     optimizers = {way: makers[way](objective, Optim()) for way, objective in objectives.items()}
     work = {(way, kind): step(objectives[way], optimizers[way], batch, kind, device) for way, kind in timing.KINDS}
     ways = {"textbook": TEXTBOOK, "ours": OURS, "floor": FLOOR}
-    gflops = {
-        way: pretraining_flops(setting.config, setting.lengths, savings=savings) / 1e9 for way, savings in ways.items()
-    }
+    gflops = {way: step_flops(setting.config, setting.lengths, savings=savings) / 1e9 for way, savings in ways.items()}
     rows = timing.compare(work, setting.batch, gflops, peaks, repeats, device)
     return [asdict(setting) | row for row in rows]
 
@@ -128,7 +126,7 @@ def forward_backward(objective: nn.Module, batch: Batch, precision: str, device:
     """`batch` lies on the host but for the images; its texts follow as in training."""
     inputs: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     if isinstance(objective, PretrainObjective):
-        inputs |= {"words": Packed.of(batch["attention_mask"], device), "masked": objective.mask(batch, device)}
+        inputs |= {"words": PackedText.of(batch["attention_mask"], device), "masked": objective.mask(batch, device)}
     with autocast(device, precision):
         losses = objective(inputs, ALPHA)
     torch.stack(list(losses.values())).sum().backward()

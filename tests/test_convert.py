@@ -16,7 +16,8 @@ from albef.models.convert import convert_file, convert_folder, initial_model, re
 from albef.models.hub import load_training, save_training
 from albef.models.names import ARCHITECTURES, aliases, from_official, official_names, to_official
 from albef.models.start import load_model
-from albef.objectives.pretrain import PretrainObjective, load_objective
+from albef.objectives.pretrain import PretrainObjective
+from tests.published import load_objective
 
 CONFIG = AlbefConfig(
     image_size=(24, 24),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from albef.models.albef import AlbefModel
-from albef.models.layout import Packed, Padded
+from albef.models.layout import PackedText, Padded
 from albef.objectives.align import seen_by, with_negatives
 from tests.worlds import TINY
 
@@ -38,7 +38,7 @@ def gradients(model, found):
 def test_packed_and_padded_agree(images, cls_only, checkpointed):
     model, ids, pixels = model_and_inputs()
     model.gradient_checkpointing(checkpointed)
-    packed = states(model, ids, pixels[:images], Packed.of(MASK), cls_only)
+    packed = states(model, ids, pixels[:images], PackedText.of(MASK), cls_only)
     padded = states(model, ids, pixels[:images], MASK, cls_only)
     padded = padded if cls_only else padded[MASK.bool()]
     torch.testing.assert_close(packed, padded)
@@ -51,12 +51,12 @@ def test_packed_and_padded_agree(images, cls_only, checkpointed):
 def test_later_texts_ask_images_of_their_own():
     """Three texts, then the first and third in full length, ask two images in turns; two copies ask others."""
     model, ids, pixels = model_and_inputs()
-    ids, mask, words = ids[:2], MASK[:2], Packed.of(MASK[:2])
+    ids, mask, words = ids[:2], MASK[:2], PackedText.of(MASK[:2])
     others = torch.tensor([1, 0])
     kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
     text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
     texts = torch.cat([text, words.spread(text)[others].flatten(0, 1), text])
-    layout = Packed.join(words, Packed.whole(mask[others]), words)
+    layout = PackedText.join(words, PackedText.whole(mask[others]), words)
     found = model.fuse(texts, layout, (kv[:2], kv[torch.tensor([2, 0])]), cls_only=True, begun=True)
     for row, (text, image) in enumerate([(0, 0), (1, 1), (1, 0), (0, 1), (0, 2), (1, 0)]):
         own, length = slice(text, text + 1), int(mask[text].sum())
@@ -69,7 +69,7 @@ def test_later_texts_ask_images_of_their_own():
 def test_several_negatives_are_each_with_its_own(layers):
     """Two for each text and each image, all in one pass, as fused one by one."""
     model, ids, pixels = model_and_inputs(replace(TINY, fusion_layers=layers))
-    words, tokens = Packed.of(MASK), model.encode_image(pixels)
+    words, tokens = PackedText.of(MASK), model.encode_image(pixels)
     image_n, text_n = torch.tensor([[1, 2], [2, 0], [0, 1]]), torch.tensor([[2, 1], [0, 2], [1, 0]])
     text = model.fusion_encoder.begin(model.encode_text(ids, words), words)
     pairs, layout = with_negatives(text, words, image_n, text_n)
@@ -90,7 +90,7 @@ def test_several_negatives_are_each_with_its_own(layers):
 def test_a_number_of_images_that_does_not_fit_is_refused():
     model, ids, pixels = model_and_inputs()
     kv = model.fusion_encoder.keys_values(model.encode_image(pixels))
-    for words in (Padded(MASK), Packed.of(MASK)):
+    for words in (Padded(MASK), PackedText.of(MASK)):
         text = model.encode_text(ids, words)
         for given in (kv[:2], kv[:0]):
             with pytest.raises(ValueError, match="expected 1 or 3 rows, one per text"):

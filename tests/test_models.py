@@ -1,15 +1,20 @@
 """The network: shapes, fast paths against the plain ones, initialisation, saving."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
-from albef.models.bert import KeysValues
+from albef.models.classifier import AlbefForClassification
 from albef.models.config import AlbefConfig, preset
-from albef.models.vit import resize_positions
+from albef.models.layers import CrossAttention, FeedForward, SelfAttention
+from albef.models.seen import KeysValues
+from albef.models.vit import Block, resize_positions
 from tests.worlds import TINY
 
 
@@ -122,11 +127,11 @@ def test_official_initialisation():
         model.visual_encoder.pos_embed,
         model.visual_encoder.blocks[0].qkv.weight,
         model.text_encoder.word_embeddings.weight,
-        model.fusion_encoder.image_keys_values.weight,
+        model.fusion_encoder.image_keys_values[0].weight,
         model.mlm_head.dense.weight,
     ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert not model.text_encoder.layers[0].qkv.bias.any()
+    assert not model.text_encoder.layers[0].self_attention.qkv.bias.any()
     # PyTorch's default: uniform within 1 / sqrt(inputs)
     assert model.vision_proj.weight.abs().max().item() == pytest.approx(768**-0.5, rel=0.01)
     assert model.vision_proj.bias.any() and model.visual_encoder.patch_embed.bias.any()
@@ -181,3 +186,46 @@ def test_half_precision_halves_the_file(tmp_path, model):
 def test_missing_model_says_what_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no saved model here.*albef convert"):
         AlbefModel.from_pretrained(tmp_path)
+
+
+def test_loading_draws_nothing_and_needs_no_second_device(tmp_path, model):
+    """Random weights of a base model took seconds, the meta device's import another one."""
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    again = AlbefModel.from_pretrained(tmp_path)
+    assert torch.get_rng_state().equal(before)
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    code = (
+        f"import sys; from albef.models.albef import AlbefModel; AlbefModel.from_pretrained({str(tmp_path)!r}); "
+        "assert 'sympy' not in sys.modules, 'the meta device was used'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_config_json_may_say(tmp_path):
+    AlbefForClassification(TINY).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for change, said in (
+        ({"vision_layer": 3}, "config.json: unknown vision_layer; there are image_size, .*and besides"),
+        ({"labels": None}, f"{tmp_path}: config.json lacks labels, which an AlbefForClassification needs"),
+    ):
+        changed = {name: value for name, value in {**values, **change}.items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(AlbefValueError, match=said):
+            AlbefForClassification.from_pretrained(tmp_path)
+
+
+def test_the_sum_through_the_layers_stays_in_float32(model, inputs):
+    """The CPU's autocast leaves a norm in the type that it is given, CUDA's makes it float32: here both are."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.LayerNorm, Block, SelfAttention, CrossAttention, FeedForward)):
+            module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        said = model(*inputs)
+    assert len(found) > 15 and set(found.values()) == {torch.float32}
+    assert said.match_logits.dtype == torch.bfloat16 and said.image_vectors.dtype == torch.float32
+    for module in model.modules():
+        module._forward_hooks.clear()

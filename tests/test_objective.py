@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from albef.models.albef import AlbefModel
+from albef.models.classifier import AlbefForTextAssignment
+from albef.models.layout import PackedText
 from albef.objectives import losses
+from albef.objectives.align import Weights
+from albef.objectives.classify import AssignObjective
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 from albef.objectives.pretrain import PretrainObjective
+from albef.objectives.retrieval import RetrievalObjective
 from tests.worlds import TINY
 
 
@@ -181,7 +186,7 @@ def test_hard_negatives_are_drawn_more_often():
 
 def matching(positive, negative, drawn):
     weights = losses.matching_weights(len(positive), torch.tensor(drawn))
-    return losses.matching_loss(torch.cat([positive, negative]), len(positive), weights, weights.sum())
+    return losses.matching_losses(torch.cat([positive, negative]), len(positive), weights).sum() / weights.sum()
 
 
 def test_matching_loss_is_the_papers_mean_with_one_negative_each():
@@ -231,8 +236,8 @@ def test_masking_follows_berts_shares():
 def test_masked_word_loss_by_hand():
     logits = torch.tensor([[0.0, 0.0]])
     teacher = torch.tensor([[100.0, 0.0]])
-    loss = losses.masked_word_loss(logits, torch.tensor([1]), teacher, 0.4, torch.tensor(2.0))
-    assert loss.item() == pytest.approx(0.5 * torch.log(torch.tensor(2.0)).item())
+    (loss,) = losses.masked_word_losses(logits, torch.tensor([1]), teacher, 0.4)
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
 
 
 def test_temperature_stays_in_its_range():
@@ -241,3 +246,98 @@ def test_temperature_stays_in_its_range():
         objective.model.temp.data.fill_(start)
         learn(objective, make_batch())
         assert objective.model.temp.item() == pytest.approx(kept)
+
+
+def stepped(alpha=0.4, **options):
+    objective = make_objective(**options)
+    torch.manual_seed(5)
+    return objective.step(make_batch(), alpha)
+
+
+def test_a_step_can_be_looked_into():
+    """What lies inside is what the losses are made of."""
+    found = stepped(itm_negatives=2)
+    rows = torch.arange(4)
+    assert found.aligned.targets_i2t.shape == found.aligned.logits_t2i.shape == (4, 14)
+    torch.testing.assert_close(found.aligned.targets_t2i.sum(1), torch.ones(4))
+    assert found.aligned.first == 0 and found.aligned.same[rows, rows].all()
+    torch.testing.assert_close(found.losses["itc"], found.aligned.losses.mean())
+    assert found.matched.image_n.shape == found.matched.text_n.shape == (4, 2)
+    assert found.matched.logits.shape == (20, 2) and found.matched.losses.shape == (20,)
+    torch.testing.assert_close(found.losses["itm"], found.matched.losses.sum() / found.matched.count)
+    assert found.taught.word_logits.shape == found.filled.logits.shape == (len(found.filled.losses), 120)
+    torch.testing.assert_close(found.losses["mlm"], found.filled.losses.mean())
+    assert found.features.image.requires_grad and not found.taught.word_logits.requires_grad
+
+
+def test_only_the_ends_of_a_step_change_anything():
+    objective, batch = make_objective(), make_batch()
+    words = batch_words(batch)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    with torch.no_grad():
+        taught = objective.features(objective.teacher.model, batch, words)
+        found = objective.features(objective.model, batch, words)
+        aligned = objective.align(batch, found, taught, 0.4)
+    assert all(before[name].equal(tensor) for name, tensor in objective.state_dict().items())
+    objective.end_step(aligned)
+    assert objective.queue.pointer == 4
+
+
+def batch_words(batch):
+    return PackedText.of(batch["attention_mask"])
+
+
+def test_weights_of_the_losses():
+    plain, heavy = stepped().losses, stepped(weights=Weights(2.0, 3.0, 0.5, 2.0, 0.5)).losses
+    for name, weight in (("itc", 2.0), ("itm", 3.0), ("mlm", 0.5)):
+        torch.testing.assert_close(heavy[name], weight * plain[name])
+
+
+def test_weights_of_momentum_distillation():
+    """`(1 - alpha) * hard + alpha * soft`, each with its weight; the loss is linear in the targets."""
+    hard, soft = stepped(0.0).losses, stepped(1.0).losses
+    mixed = stepped(0.4, weights=Weights(itc=2.0, mlm=3.0, itc_mod=0.5, mlm_mod=0.25)).losses
+    torch.testing.assert_close(mixed["itc"], 0.6 * 2.0 * hard["itc"] + 0.4 * 0.5 * soft["itc"])
+    torch.testing.assert_close(mixed["mlm"], 0.6 * 3.0 * hard["mlm"] + 0.4 * 0.25 * soft["mlm"])
+    assert stepped(1.0, weights=Weights(itc_mod=0.0)).losses["itc"] == 0
+
+
+@pytest.mark.parametrize("name", ["itc", "mlm"])
+def test_momentum_distillation_per_loss(name):
+    hard, mixed, one = stepped(0.0).losses, stepped(0.4).losses, stepped(0.4, distill=[name]).losses
+    other = {"itc": "mlm", "mlm": "itc"}[name]
+    assert one[name] == mixed[name] and one[other] == hard[other] != mixed[other]
+
+
+@pytest.mark.parametrize("kind", [PretrainObjective, RetrievalObjective])
+def test_even_negatives(kind):
+    logits = torch.tensor([[0.0, 50.0, 0.0, 0.0]]).expand(400, 4)
+    same = torch.tensor([[True, False, False, False]]).expand(400, 4)
+    for hard, least in ((True, 0), (False, 90)):
+        objective = kind(AlbefModel(TINY), queue_size=10, hard_negatives=hard)
+        torch.manual_seed(0)
+        for drawn in objective.draw_negatives(logits, logits, same):
+            assert drawn.flatten().bincount(minlength=4)[2:].min() >= least
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_draws_evenly(value):
+    logits = torch.zeros(300, 4)
+    logits[:, 1:] = value
+    same = torch.tensor([[True, False, False, False]]).expand(300, 4)
+    drawn = losses.draw_negatives(logits, same).flatten().bincount(minlength=4)
+    assert drawn[0] == 0 and drawn[1:].min() > 60
+    assert losses.draw_negatives(logits, torch.ones_like(same)).eq(-1).all()
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_a_model_that_is_not_finite_gives_a_loss_that_is_not(official):
+    """No draw raises on the way: the loop says what happened, in its own words."""
+    for objective in (make_objective(official=official), RetrievalObjective(AlbefModel(TINY), 10, official=official)):
+        objective.model.vision_proj.weight.data[0, 0] = float("nan")
+        assert objective(make_batch(), 0.4)["itc"].isnan()
+    objective = AssignObjective(AlbefForTextAssignment(TINY), official)
+    for where in (objective.model.vision_proj, objective.model.visual_encoder.norm):
+        where.weight.data.fill_(float("nan"))
+        found = objective(make_batch())["assign"]
+    assert found.isnan()

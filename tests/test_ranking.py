@@ -9,7 +9,7 @@ import torch
 from albef.data.processor import Processor, train_tokenizer
 from albef.data.sources import open_sources
 from albef.models.albef import AlbefModel
-from albef.models.bert import KeysValues, Tokens
+from albef.models.seen import KeysValues, Tokens
 from albef.tasks import ranking
 from tests.worlds import TINY, make_world
 
@@ -203,3 +203,17 @@ def test_reading_without_keys_is_for_evaluation(model, gallery):
     states, mask = torch.randn(2, 3, model.config.text_width), torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"for evaluation.*model\.eval"):
         model.fuse(states, mask, seen, record=[])
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, Tokens), (2, Tokens), (4, KeysValues)])
+def test_few_texts_of_an_image_need_no_keys_and_values(model, processor, gallery, count, kind, monkeypatch):
+    """However it is read, the score is the same; which way is quicker depends on the words of all its texts."""
+    made, encoder = [], type(model.fusion_encoder)
+    choose = encoder.seen_once
+    monkeypatch.setattr(encoder, "seen_once", lambda *a: made.append(choose(*a)) or made[-1])
+    texts, _ = ranking.encode_texts(model, processor, ["red", "green left", "a blue square", "a red square"][:count])
+    ((_, found),) = ranking.match(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
+    assert [type(one) for one in made] == [kind]
+    monkeypatch.setattr(encoder, "seen_once", lambda self, image, words: self.keys_values(image))
+    ((_, wanted),) = ranking.match(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

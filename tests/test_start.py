@@ -61,29 +61,34 @@ def test_decoder_starts_from_the_fusion_layers():
     names = {
         "decoder.words.word_embeddings.weight": "text_encoder.word_embeddings.weight",
         "decoder.words.norm.bias": "text_encoder.norm.bias",
-        "decoder.layers.1.cross_query.weight": "fusion_encoder.layers.1.cross_query.weight",
-        "decoder.question_keys_values.weight": "fusion_encoder.image_keys_values.weight",
+        "decoder.layers.1.cross_attention.query.weight": "fusion_encoder.layers.1.cross_attention.query.weight",
+        "decoder.question_keys_values.1.weight": "fusion_encoder.image_keys_values.1.weight",
         "decoder.head.dense.weight": "mlm_head.dense.weight",
     }
-    assert_copied(model, state, names | {"fusion_encoder.layers.1.fc1.bias": "fusion_encoder.layers.1.fc1.bias"})
+    assert_copied(
+        model,
+        state,
+        names | {"fusion_encoder.layers.1.feed_forward.fc1.bias": "fusion_encoder.layers.1.feed_forward.fc1.bias"},
+    )
 
 
 def test_what_a_decoder_may_lack():
     model, state = AlbefForAnswering(TUNED), AlbefModel(TUNED).state_dict()
-    before = model.decoder.question_keys_values.weight.clone()
+    before = model.decoder.question_keys_values[0].weight.clone()
     report = start_from(model, state, TUNED, "START")
     assert report[1] == (
         "new: decoder.head (the start has no MLM head), decoder.question_keys_values (made for images of another width)"
     )
-    assert model.decoder.question_keys_values.weight.equal(before)
+    assert model.decoder.question_keys_values[0].weight.equal(before)
 
 
 def test_pairs_start_from_twice_each_fusion_layer(pretrained):
     model = AlbefForTextAssignment(TUNED)
     report = start_from(model, pretrained, CONFIG, "START")
     assert report[1:] == ["new: ta_head (for this task)", "dropped: itm_head, mlm_head, temp, text_proj"]
-    layers = {f"pair_encoder.layers.{i}.qkv.weight": f"fusion_encoder.layers.{i // 2}.qkv.weight" for i in range(4)}
-    kv = {"pair_encoder.image_keys_values.bias": "fusion_encoder.image_keys_values.bias"}
+    qkv = "self_attention.qkv.weight"
+    layers = {f"pair_encoder.layers.{i}.{qkv}": f"fusion_encoder.layers.{i // 2}.{qkv}" for i in range(4)}
+    kv = {"pair_encoder.image_keys_values.0.bias": "fusion_encoder.image_keys_values.0.bias"}
     assert_copied(model, pretrained, layers | kv | {"vision_proj.weight": "vision_proj.weight"})
     pairs = AlbefForPairs(TUNED)
     report = start_from(pairs, model.state_dict(), TUNED, "TA")

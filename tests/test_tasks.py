@@ -396,7 +396,10 @@ def test_text_assignment_learns_all_but_the_likeness(assign):
     }
     assign(batch)["assign"].backward()
     without = {name for name, p in assign.model.named_parameters() if p.grad is None}
-    assert {"vision_proj.weight", "vision_proj.bias"} <= without and "pair_encoder.layers.3.qkv.weight" not in without
+    assert {
+        "vision_proj.weight",
+        "vision_proj.bias",
+    } <= without and "pair_encoder.layers.3.self_attention.qkv.weight" not in without
 
 
 @pytest.fixture
@@ -409,24 +412,24 @@ def pair():
 
 def test_the_first_image_is_read_by_even_layers(pair):
     model, pixels, *words = pair
-    before = model(pixels, *words)
+    before = model(pixels, *words).logits
     swapped = pixels.flip(1)
-    assert not torch.allclose(before, model(swapped, *words), atol=1e-4)
-    torch.testing.assert_close(model(pixels[:, [0, 0]], *words), model(pixels[:, [0, 0]].flip(1), *words))
+    assert not torch.allclose(before, model(swapped, *words).logits, atol=1e-4)
+    torch.testing.assert_close(model(pixels[:, [0, 0]], *words).logits, model(pixels[:, [0, 0]].flip(1), *words).logits)
     for blind in (0, 1):
         layers = model.pair_encoder.layers[blind::2]
-        kept = [layer.cross_out.weight.clone() for layer in layers]
+        kept = [layer.cross_attention.out.weight.clone() for layer in layers]
         for layer in layers:
-            layer.cross_out.weight.zero_()
-        seen = model(pixels, *words)
+            layer.cross_attention.out.weight.zero_()
+        seen = model(pixels, *words).logits
         other = pixels.clone()
         other[:, blind] = torch.randn(3, 3, 32, 32)
-        torch.testing.assert_close(model(other, *words), seen)  # nobody reads it any more
+        torch.testing.assert_close(model(other, *words).logits, seen)  # nobody reads it any more
         other = pixels.clone()
         other[:, 1 - blind] = torch.randn(3, 3, 32, 32)
-        assert not torch.allclose(model(other, *words), seen, atol=1e-4)
+        assert not torch.allclose(model(other, *words).logits, seen, atol=1e-4)
         for layer, weight in zip(layers, kept, strict=True):
-            layer.cross_out.weight.copy_(weight)
+            layer.cross_attention.out.weight.copy_(weight)
 
 
 def test_keys_and_values_of_both_images_are_computed_once(pair):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
@@ -16,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from albef.engine.optim import make_optimizer
 from albef.models.albef import AlbefModel
 from albef.models.config import preset
-from albef.models.flops import FLOOR, OURS, TEXTBOOK, pretraining_flops, ranking_flops
+from albef.models.flops import pretraining_flops
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Optim
 from albef.tasks import ranking
 from benchmarks import textbook, timing
+from benchmarks.flops import FLOOR, OURS, TEXTBOOK, ranking_flops, step_flops
 from benchmarks.gallery import measure
 from benchmarks.ranking import gallery_of
 from benchmarks.step import caption_lengths
@@ -209,7 +213,7 @@ def test_operations_of_a_step(ours, plain, batch):
     share = float(asked) / (sum(LENGTHS) - SIZE)
     for objective, savings, left_out in ((plain, TEXTBOOK, 0.02), (ours, OURS, 0.05)):
         work = partial(run, objective, batch, 0.4, **(draws(batch) if objective is plain else {}))
-        expected = SIZE * pretraining_flops(CONFIG, LENGTHS, share, savings=savings)
+        expected = SIZE * step_flops(CONFIG, LENGTHS, share, savings=savings)
         assert counted(work) == pytest.approx(expected, rel=left_out)
 
 
@@ -226,9 +230,16 @@ def test_operations_of_a_ranked_pair(ours):
 @pytest.mark.parametrize("name", vars(FLOOR))
 def test_the_floor_needs_every_saving(name):
     config, words = preset("base"), [12, 25]
-    least, most = (pretraining_flops(config, words, savings=way) for way in (FLOOR, TEXTBOOK))
-    assert least < pretraining_flops(config, words, savings=replace(FLOOR, **{name: False})) < most
-    assert least < pretraining_flops(config, words) < most
+    least, most = (step_flops(config, words, savings=way) for way in (FLOOR, TEXTBOOK))
+    assert least < step_flops(config, words, savings=replace(FLOOR, **{name: False})) < most
+    assert least < step_flops(config, words) < most
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_training_counts_what_we_compute(fuse):
+    config, words = preset("base"), [12, 25, 3]
+    wanted = step_flops(config, words, 0.2, 3, fuse, OURS)
+    assert pretraining_flops(config, words, 0.2, 3, fuse) == pytest.approx(wanted)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has had")
@@ -253,3 +264,10 @@ def test_kinds_take_turns():
     assert "".join(seen) == "abababab"
     assert found.keys() == {"a", "b"}
     assert timing.summary([(1.0, 5.0), (9.0, 7.0), (2.0, 6.0)]) == timing.Seconds(2.0, 1.0, 9.0, 6.0)
+
+
+def test_benchmarks_do_not_count_waiting_as_work():
+    code = "import sys, benchmarks.timing, os; assert 'torch' in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "passive\n"

@@ -214,9 +214,12 @@ def test_kept_keys_and_values_equal_computing_anew(model, read):
     ids = torch.tensor([[2, 9, 30, 11, 45], [2, 77, 12, 8, 100], [2, 6, 6, 6, 3]])
     states, mask = read
     keys_values = decoder.keys_values(states)
-    past: list[list[torch.Tensor]] = [[] for _ in decoder.layers]
-    pieces = [decoder(ids[:, :2], keys_values, mask, past, 0)]
-    pieces += [decoder(ids[:, place : place + 1], keys_values, mask, past, place) for place in range(2, 5)]
+    piece, past = decoder.go_on(ids[:, :2], keys_values, mask)
+    pieces, kept = [piece], past[0][0].clone()
+    for place in range(2, 5):
+        piece, longer = decoder.go_on(ids[:, place : place + 1], keys_values, mask, past)
+        assert past[0][0].equal(kept), "what was given stays as it is"
+        pieces, past, kept = [*pieces, piece], longer, longer[0][0].clone()
     torch.testing.assert_close(torch.cat(pieces, 1), decoder(ids, keys_values, mask), atol=1e-5, rtol=1e-4)
 
 

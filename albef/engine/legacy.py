@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from albef.errors import AlbefValueError
+from albef.models.legacy import upgrade
 
 NAME = "checkpoint.pt"
 MODEL, SCORE = "model", Path("best", "score.json")
@@ -79,7 +80,7 @@ def _by_name(objective: dict[str, Any], optimizer: dict[str, Any], architecture:
 
 def named_as_today(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whatever has the names of version 0.1.0, by those of today's models."""
-    return dict(tensors)
+    return upgrade(tensors)
 
 
 def _task(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,35 @@
 """ALBEF's network: encode the image, encode the text, fuse."""
 
+# B pairs, L words, S image tokens
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.backbone import Backbone, initialise
-from albef.models.bert import FusionEncoder, MlmHead, Seen
+from albef.models.bert import FusionEncoder, MlmHead
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
+from albef.models.seen import Seen
+from albef.models.tree import tree
+
+
+@tree
+@dataclass(frozen=True)
+class AlbefOutput:
+    """What `AlbefModel` says of pairs of an image and a text."""
+
+    image_tokens: Tensor  # [B, S, vision_width]
+    text_states: Tensor  # [B, L, text_width], of the text alone
+    image_vectors: Tensor  # [B, embed_dim], of length 1
+    text_vectors: Tensor  # [B, embed_dim], of length 1
+    fused_states: Tensor  # [B, L, text_width], of the text that has read the image
+    match_logits: Tensor  # [B, 2]; class 1 says that text and image belong together
 
 
 class AlbefModel(Backbone):
@@ -30,6 +48,12 @@ class AlbefModel(Backbone):
             self.mlm_head = MlmHead(config)
         self.temp = nn.Parameter(torch.tensor(0.07))
         initialise(self)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AlbefOutput:
+        """Normalised pixels [B, 3, height, width], the ids and mask [B, L] of a text for each image (1 = word)."""
+        image, text = self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask)
+        fused = self.fuse(text, attention_mask, self.fusion_encoder.keys_values(image))
+        return AlbefOutput(image, text, self.project_image(image), self.project_text(text), fused, self.match(fused))
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, embed_dim], to be compared with those of texts."""
@@ -58,4 +82,4 @@ class AlbefModel(Backbone):
 
     def fill_in(self, fused_states: Tensor) -> Tensor:
         """Fused states [..., text_width] -> vocabulary logits [..., vocab_size]."""
-        return self.mlm_head(fused_states, self.text_encoder.word_embeddings.weight)
+        return self.mlm_head(fused_states, self.text_encoder.word_embeddings)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from albef.errors import AlbefValueError
 from albef.models import hub
@@ -67,17 +69,32 @@ class Backbone(nn.Module):
             name = "visual_encoder.pos_embed"
             state[name] = resize_positions(state[name], config.grid, wanted.grid)
             config = wanted
-        with torch.device("meta"):
-            names = cls(config).options()
-        model = cls(config, **{name: values[name] for name in names})
+        names = [name for name in signature(cls).parameters if name != "config"]
+        if missing := [name for name in names if name not in values]:
+            raise AlbefValueError(f"{folder}: config.json lacks {', '.join(missing)}, which an {cls.__name__} needs")
+        with _Unfilled():
+            model = cls(config, **{name: values[name] for name in names})
         hub.load_strictly(model, state, str(folder))
         return model.eval()
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
         for part in self.children():
-            if hasattr(part, "gradient_checkpointing"):
-                setattr(part, "gradient_checkpointing", enabled)  # noqa: B010 - mypy takes it for a module
+            if hasattr(part, "checkpointed"):
+                setattr(part, "checkpointed", enabled)  # noqa: B010 - mypy takes it for a module
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights that are about to be loaded are not drawn first: that takes seconds, and moves the caller's random state.
+
+    The meta device would do the same, but importing what it needs takes another second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_):
+            return kwargs["tensor"]
+        return (torch.zeros if func is torch.randn else func)(*args, **kwargs)
 
 
 @torch.no_grad()

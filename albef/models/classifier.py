@@ -5,15 +5,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from albef.models.backbone import Backbone, initialise
-from albef.models.bert import FusionEncoder, KeysValues, PairEncoder
+from albef.models.bert import FusionEncoder, PairEncoder
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
+from albef.models.seen import KeysValues
+from albef.models.tree import tree
+
+
+@tree
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """What a model says of each example."""
+
+    logits: Tensor  # [B, C], in the order of the model's labels
 
 
 class AlbefForClassification(Backbone):
@@ -29,11 +40,12 @@ class AlbefForClassification(Backbone):
     def options(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ClassifierOutput:
         """Pixels [B, 3, height, width] and words [B, L] -> logits [B, C], in the order of `labels`."""
         keys_values = self.fusion_encoder.keys_values(self.encode_image(pixel_values))
         text = self.encode_text(input_ids, attention_mask)
-        return self.cls_head(self.fusion_encoder(text, attention_mask, keys_values, cls_only=True)[:, 0])
+        fused = self.fusion_encoder(text, attention_mask, keys_values, cls_only=True)
+        return ClassifierOutput(self.cls_head(fused[:, 0]))
 
 
 class AlbefForPairs(Backbone):
@@ -49,12 +61,13 @@ class AlbefForPairs(Backbone):
     def options(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ClassifierOutput:
         """Pixels of both images [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""
         tokens = self.encode_image(pixel_values.flatten(0, 1))
         keys_values = self.pair_encoder.keys_values(tokens)
         text = self.encode_text(input_ids, attention_mask)
-        return self.cls_head(self.pair_encoder(text, attention_mask, keys_values[::2], keys_values[1::2])[:, 0])
+        fused = self.pair_encoder(text, attention_mask, keys_values[::2], keys_values[1::2])
+        return ClassifierOutput(self.cls_head(fused[:, 0]))
 
 
 class AlbefForTextAssignment(Backbone):
@@ -69,6 +82,13 @@ class AlbefForTextAssignment(Backbone):
         self.vision_proj = nn.Linear(config.vision_width, config.embed_dim)
         self.ta_head = nn.Linear(config.text_width, 3)
         initialise(self)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ClassifierOutput:
+        """Pixels of two images a text [B, 2, 3, height, width] and words [B, L] -> logits [B, 3]: of the first image,
+        of the second, of neither."""
+        keys_values = self.pair_encoder.keys_values(self.encode_image(pixel_values.flatten(0, 1)))
+        text = self.encode_text(input_ids, attention_mask)
+        return ClassifierOutput(self.assign(text, attention_mask, keys_values[::2], keys_values[1::2]))
 
     def similarities(self, image_tokens: Tensor) -> Tensor:
         """Cosines of every image with every other: [B, S, Dv] -> [B, B]."""

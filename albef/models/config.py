@@ -7,6 +7,9 @@ from typing import Any
 
 from albef.errors import AlbefValueError
 
+_BESIDES = {"model_type", "architecture", "labels"}
+"""What else stands in `config.json`: whose it is, which model, and what its constructor takes besides the sizes."""
+
 
 @dataclass(frozen=True)
 class AlbefConfig:
@@ -69,6 +72,13 @@ class AlbefConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> AlbefConfig:
+        """The sizes in what `config.json` says, missing ones as above. ValueError for a key that means nothing."""
+        unknown = sorted(values.keys() - cls.__dataclass_fields__.keys() - _BESIDES)
+        if unknown:
+            raise AlbefValueError(
+                f"config.json: unknown {', '.join(unknown)}; there are {', '.join(cls.__dataclass_fields__)}, and "
+                f"besides the sizes {', '.join(sorted(_BESIDES))}"
+            )
         return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from albef.errors import AlbefValueError
 from albef.files import model_folder, write_atomically
+from albef.models.legacy import upgrade
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
 
@@ -49,7 +50,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and float32 weights of a saved model."""
     path = model_folder(folder, (CONFIG, WEIGHTS))
     state = {name: value.float() for name, value in load_file(path / WEIGHTS).items()}
-    return load_config(path), state
+    return load_config(path), upgrade(state)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 def load_training(folder: str | Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
     """States of the teacher and of its queues; None for what was not saved beside the model."""
     path = model_folder(folder, (CONFIG, WEIGHTS)) / TRAINING
-    state = load_file(path) if path.is_file() else {}
+    state = upgrade(load_file(path)) if path.is_file() else {}
     teacher, queue = (
         {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
         for part in ("teacher.", "queue.")

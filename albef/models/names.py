@@ -1,7 +1,7 @@
 """Official names and ours: one strict table for every published model, read in both directions (spec §6.3).
 
-A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the keys and
-values by which all fusion layers read the image (the decoder's: the question). What the table leaves out is called
+A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the key and
+value by which a fusion layer reads the image (the decoder's: the question). What the table leaves out is called
 the same on both sides.
 """
 
@@ -54,15 +54,15 @@ _WORDS: Names = {
     "norm": ("embeddings.LayerNorm",),
 }
 _LAYER: Names = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention_out": ("attention.output.dense",),
-    "attention_norm": ("attention.output.LayerNorm",),
-    "cross_query": ("crossattention.self.query",),
-    "cross_out": ("crossattention.output.dense",),
-    "cross_norm": ("crossattention.output.LayerNorm",),
-    "fc1": ("intermediate.dense",),
-    "fc2": ("output.dense",),
-    "norm": ("output.LayerNorm",),
+    "self_attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "self_attention.out": ("attention.output.dense",),
+    "self_attention.norm": ("attention.output.LayerNorm",),
+    "cross_attention.query": ("crossattention.self.query",),
+    "cross_attention.out": ("crossattention.output.dense",),
+    "cross_attention.norm": ("crossattention.output.LayerNorm",),
+    "feed_forward.fc1": ("intermediate.dense",),
+    "feed_forward.fc2": ("output.dense",),
+    "feed_forward.norm": ("output.LayerNorm",),
 }
 _HEAD: Names = {
     "": ("cls.predictions",),  # the bias of the words
@@ -88,7 +88,7 @@ def aliases(config: AlbefConfig, architecture: Architecture = AlbefModel) -> dic
     The words of an MLM head, and the keys and values that each two layers of the encoder of pairs share.
     """
     names = official_names(config, architecture)
-    pairs = [names.get(f"pair_encoder.image_keys_values.{kind}", ()) for kind in ("weight", "bias")]
+    pairs = [theirs for ours, theirs in names.items() if ours.startswith("pair_encoder.image_keys_values.")]
     first = {_layer_before(name): name for shared in pairs for name in shared}
     heads = {"mlm_head.bias": ALIASES, "decoder.head.bias": _tied("text_decoder.")}
     return first | {alias: name for head, tied in heads.items() if head in names for alias, name in tied.items()}
@@ -188,9 +188,9 @@ def _encoder_modules(config: AlbefConfig, text: str) -> Names:
         | _stack("fusion_encoder.", text, fusion)
         | _stack("pair_encoder.", text, pairs)
         | _prefixed("mlm_head", TEXT, _HEAD)
-        | {"fusion_encoder.image_keys_values": _keys_values(text, fusion)}
+        | _keys_values("fusion_encoder.image_keys_values.", text, fusion)
         # each two layers share theirs; on loading, the original keeps what it finds under the second's name
-        | {"pair_encoder.image_keys_values": _keys_values(text, pairs[1::2])}
+        | _keys_values("pair_encoder.image_keys_values.", text, pairs[1::2])
     )
 
 
@@ -200,7 +200,7 @@ def _decoder_modules(config: AlbefConfig) -> Names:
         _prefixed("decoder.words.", DECODER, _WORDS)
         | _stack("decoder.", DECODER, layers)
         | _prefixed("decoder.head", "text_decoder.", _HEAD)
-        | {"decoder.question_keys_values": _keys_values(DECODER, layers)}
+        | _keys_values("decoder.question_keys_values.", DECODER, layers)
     )
 
 
@@ -211,9 +211,9 @@ def _stack(ours: str, theirs: str, layers: Iterable[int]) -> Names:
     return names
 
 
-def _keys_values(theirs: str, layers: Iterable[int]) -> tuple[str, ...]:
-    parts = ("key", "value")
-    return tuple(f"{theirs}encoder.layer.{layer}.crossattention.self.{part}" for layer in layers for part in parts)
+def _keys_values(ours: str, theirs: str, layers: Iterable[int]) -> Names:
+    own = {index: f"{theirs}encoder.layer.{layer}.crossattention.self." for index, layer in enumerate(layers)}
+    return {f"{ours}{index}": (f"{name}key", f"{name}value") for index, name in own.items()}
 
 
 def _prefixed(ours: str, theirs: str, modules: Names) -> Names:

@@ -38,7 +38,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
-        self.gradient_checkpointing = False
+        self.checkpointed = False
         width = config.vision_width
         self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -55,10 +55,10 @@ class VisionTransformer(nn.Module):
                 "resize with the model's processor, or load the model with another image_size"
             )
         patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # [B, N, D]
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         for index, block in enumerate(self.blocks):
             recorded = record if index == record_layer % len(self.blocks) else None
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if self.checkpointed and torch.is_grad_enabled():
                 x = checkpoint(block, x, recorded, use_reentrant=False)
             else:
                 x = block(x, recorded)

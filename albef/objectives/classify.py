@@ -38,12 +38,12 @@ class ClassifyObjective(nn.Module):
     def forward(self, batch: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets."""
         inputs, labels = [batch[name] for name in INPUTS], batch["labels"]
-        logits = self.model(*inputs).float()
+        logits = self.model(*inputs).logits.float()
         if self.teacher is None:
             return {"classify": F.cross_entropy(logits, labels)}
         with torch.no_grad():
             self.teacher.update(self.model)
-            targets = self.teacher.model(*inputs).float().softmax(-1)
+            targets = self.teacher.model(*inputs).logits.float().softmax(-1)
         hard, soft = F.cross_entropy(logits, labels), soft_cross_entropy(logits, targets)
         return {"classify": (1 - alpha) * hard + alpha * soft}
 

@@ -9,9 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def soft_cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum(targets * log softmax(logits)) of each row, [rows]; both [rows, classes]."""
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1)
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over rows of -sum(targets * log softmax(logits)); both [rows, classes]."""
-    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+    """Their mean."""
+    return soft_cross_entropies(logits, targets).mean()
+
+
+def mixture(alpha: float, hard: float, soft: float) -> tuple[float, float]:
+    """The teacher's share and the factor that make `(1 - alpha) * hard + alpha * soft` of two weights."""
+    if hard == soft:
+        return alpha, hard
+    factor = (1 - alpha) * hard + alpha * soft
+    return (alpha * soft / factor if factor else 0.0), factor
 
 
 def contrastive_targets(positives: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
@@ -28,12 +41,14 @@ def draw_negatives(logits: Tensor, positives: Tensor, count: int = 1) -> Tensor:
     """Hard negatives of each row: [B, count] column indices, drawn by the softmax of `logits` [B, B] (paper §3.2, ITM).
 
     Pairs in `positives` are never drawn. A row in which nothing else is left gives -1. The diagonal is taken out
-    before the softmax, so a saturated row still has something to draw from (the original raises there, #18).
+    before the softmax, so a saturated row still has something to draw from (the original raises there, #18). A row
+    that isn't finite draws evenly: the loss, which isn't finite either, is the place to notice it.
     """
     allowed = ~positives
     possible = allowed.any(-1, keepdim=True)
-    masked = logits.float().masked_fill(~allowed, float("-inf"))
-    weights = torch.where(possible, masked, torch.zeros_like(masked)).softmax(-1)
+    weights = logits.float().masked_fill(~allowed, float("-inf")).softmax(-1)
+    sound = weights.isfinite().all(-1, keepdim=True)  # not so where nothing is possible either
+    weights = torch.where(sound, weights, (allowed | ~possible).float())
     drawn = torch.multinomial(weights, count, replacement=True)
     return drawn.masked_fill(~possible, -1)
 
@@ -48,10 +63,10 @@ def matching_weights(pairs: int, drawn: Tensor) -> Tensor:
     return torch.cat([torch.ones(pairs, device=drawn.device), negatives])
 
 
-def matching_loss(logits: Tensor, pairs: int, weights: Tensor, count: Tensor) -> Tensor:
-    """Binary cross-entropy of ITM, weighted and divided by `count`; logits [rows, 2], the first `pairs` are true."""
-    labels = (torch.arange(len(logits), device=logits.device) < pairs).long()
-    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / count
+def matching_losses(logits: Tensor, pairs: int, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of ITM, weighted: [rows]; logits [rows, 2], of which the first `pairs` are true."""
+    labels = (torch.arange(logits.shape[0], device=logits.device) < pairs).long()
+    return F.cross_entropy(logits, labels, reduction="none") * weights
 
 
 def mask_words(
@@ -71,13 +86,12 @@ def mask_words(
     return torch.where(chosen & (chances >= 0.9 * probability), words, masked), labels
 
 
-def masked_word_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor, alpha: float, count: Tensor) -> Tensor:
-    """(1 - alpha) * cross-entropy + alpha * distillation, summed over the masked words and divided by `count`.
+def masked_word_losses(logits: Tensor, labels: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
+    """(1 - alpha) * cross-entropy + alpha * distillation of each masked word, [M] (paper eq. 7).
 
-    logits, teacher_logits [M, V]; labels [M]. `count` is the number of masked words to average over; no masked word
-    gives 0 (the original: NaN). Paper eq. 7.
+    logits, teacher_logits [M, V]; labels [M].
     """
     log_probabilities = F.log_softmax(logits, dim=-1)
-    hard = -log_probabilities.gather(1, labels[:, None]).sum()
-    soft = -(teacher_logits.softmax(-1) * log_probabilities).sum()
-    return ((1 - alpha) * hard + alpha * soft) / count.clamp(min=1)
+    hard = -log_probabilities.gather(1, labels[:, None]).squeeze(1)
+    soft = -(teacher_logits.softmax(-1) * log_probabilities).sum(-1)
+    return (1 - alpha) * hard + alpha * soft

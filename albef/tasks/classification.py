@@ -115,7 +115,7 @@ def predict(
         inputs = [words[name].to(model.device) for name in ("input_ids", "attention_mask")]
         if isinstance(model, AlbefForClassification):
             pixels = pixels[:, 0]
-        probabilities = model(pixels, *inputs).float().softmax(-1).cpu()
+        probabilities = model(pixels, *inputs).logits.float().softmax(-1).cpu()
         found += [(example.key, (example, row)) for example, row in zip(examples, probabilities, strict=True)]
     return gather_results(found)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from albef.models.answering import AlbefForAnswering
-from albef.models.bert import KeysValues
+from albef.models.seen import KeysValues
 
 
 @torch.no_grad()
@@ -82,13 +82,13 @@ def generate(
     decoder, batch = model.decoder, len(states)
     rows = torch.arange(batch, device=states.device).repeat_interleave(beams)
     keys_values, seen = decoder.keys_values(states)[rows], mask[rows]
-    past: list[list[Tensor]] = [[] for _ in decoder.layers]
+    past = None
     ids = torch.full((batch, beams, 1), cls_id, device=states.device)
     scores = torch.full((batch, beams), float("-inf"), device=states.device)
     scores[:, 0] = 0.0  # all beams are equal at first: go on from one
-    for start in range(max_tokens):
-        words = decoder(ids[..., -1:].flatten(0, 1), keys_values, seen, past, start)[:, -1]
-        step = decoder.fill_in(words).float().log_softmax(-1).unflatten(0, (batch, beams))  # [B, beams, V]
+    for _ in range(max_tokens):
+        words, past = decoder.go_on(ids[..., -1:].flatten(0, 1), keys_values, seen, past)
+        step = decoder.fill_in(words[:, -1]).float().log_softmax(-1).unflatten(0, (batch, beams))  # [B, beams, V]
         done = ids[..., -1] == sep_id
         step[done] = float("-inf")
         step[..., sep_id].masked_fill_(done, 0.0)  # a finished answer stays as it is
@@ -96,8 +96,7 @@ def generate(
         origin, word = best // step.shape[-1], best % step.shape[-1]
         ids = torch.cat([ids.gather(1, origin[..., None].expand_as(ids)), word[..., None]], dim=2)
         rows = (torch.arange(batch, device=states.device)[:, None] * beams + origin).flatten()
-        for layer in past:
-            layer[:] = [kept[rows] for kept in layer]
+        past = tuple((keys[rows], values[rows]) for keys, values in past)
         if (word == sep_id).all():
             break
     return ids[..., 1:], scores

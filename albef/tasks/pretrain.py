@@ -14,7 +14,7 @@ from albef.data.sources import Source
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
 from albef.models.flops import pretraining_flops
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Recipe
 from albef.tasks import ranking
@@ -59,12 +59,15 @@ def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> 
         cls_id=processor.cls_id,
         itc=options.itc,
         official=options.official,
+        hard_negatives=options.hard_negatives,
+        distill=options.distill,
+        weights=options.weights,
     )
 
 
 def words_on_host(batch: Batch, device: torch.device) -> Batch:
     """How the texts of a batch lie, told from their mask before it goes to the device."""
-    return {"words": Packed.of(batch["attention_mask"], device)}
+    return {"words": PackedText.of(batch["attention_mask"], device)}
 
 
 def words_and_masks_on_host(objective: PretrainObjective, batch: Batch, device: torch.device) -> Batch:

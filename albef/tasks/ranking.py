@@ -18,7 +18,7 @@ from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
-from albef.models.layout import Packed
+from albef.models.layout import PackedText
 
 NOT_A_CANDIDATE = -100.0
 MEMORY = 8.0  # GiB
@@ -40,12 +40,12 @@ class Texts:
     def __len__(self) -> int:
         return len(self.mask)
 
-    def some(self, rows: Tensor) -> tuple[Tensor, Packed]:
+    def some(self, rows: Tensor) -> tuple[Tensor, PackedText]:
         """States of the texts `rows` (on the host), cut to the longest of them, and how they lie."""
         mask = self.mask[rows, : int(self.lengths[rows].max())]
         places = self.starts[rows, None] + torch.arange(mask.shape[1])
         device = self.states.device
-        return self.states.index_select(0, places[mask.bool()].to(device)), Packed.of(mask, device)
+        return self.states.index_select(0, places[mask.bool()].to(device)), PackedText.of(mask, device)
 
 
 @dataclass
@@ -169,7 +169,7 @@ def encode_texts(
     ids, mask = words["input_ids"], words["attention_mask"]
     states, z_text = [], []
     for some_ids, some_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
-        layout = Packed.of(some_mask, model.device)
+        layout = PackedText.of(some_mask, model.device)
         encoded = model.encode_text(some_ids.to(model.device), layout)
         states.append(model.fusion_encoder.begin(encoded, layout))
         z_text.append(model.project_text(layout.first(encoded)))
@@ -182,17 +182,19 @@ def match(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
 
-    An image's keys and values are computed once for all its texts, a text's first self-attention once for all its
-    images, nothing for padding, and in the last layer only the first token.
+    An image's keys and values are computed once for all its texts, or not at all for few; a text's first self-attention
+    once for all its images; nothing for padding; and in the last layer only the first token.
     """
     at_once = TEXTS_AT_ONCE.get(model.device.type, OTHERWISE)
     for tokens, rows in zip(image_tokens, chosen, strict=True):
         rows = rows[texts.lengths[rows].argsort(stable=True)]
-        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, non_blocking=True).float())
+        words_in_all = int(texts.lengths[rows].sum())
+        image = tokens[None].to(model.device, non_blocking=True).float()
+        seen = model.fusion_encoder.seen_once(image, words_in_all)
         logits = [torch.empty(0, 2, device=model.device)]
         for some in rows.split(at_once) if len(rows) else ():
             states, words = texts.some(some)
-            logits.append(model.match(model.fuse(states, words, keys_values, cls_only=True, begun=True)).float())
+            logits.append(model.match(model.fuse(states, words, seen, cls_only=True, begun=True)).float())
         yield rows, torch.cat(logits)
 
 

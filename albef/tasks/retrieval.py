@@ -30,6 +30,14 @@ def learning_to_match(
         return AlbefModel(replace(config, mlm_head=False))
 
     def build_objective(model: AlbefModel, _: Processor) -> RetrievalObjective:
-        return RetrievalObjective(model, options.queue_size, options.momentum, options.itm_negatives, options.official)
+        return RetrievalObjective(
+            model,
+            options.queue_size,
+            options.momentum,
+            options.itm_negatives,
+            options.official,
+            options.hard_negatives,
+            options.weights,
+        )
 
     return compose(recipe, saved, data, build_model, build_objective, protocol, on_host=words_on_host)

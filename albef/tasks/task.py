@@ -196,12 +196,12 @@ def plain(values: Figures) -> Figures:
 
 def compile_blocks(objective: Any) -> None:
     """Compiles the transformer blocks of student and teacher; lengths and modes are kinds of their own."""
-    from albef.models.bert import BertLayer
+    from albef.models.layers import CrossAttention, FeedForward, SelfAttention
     from albef.models.vit import Block
 
     torch._dynamo.config.recompile_limit = 64
     for module in objective.modules():
-        if isinstance(module, (BertLayer, Block)):
+        if isinstance(module, (SelfAttention, CrossAttention, FeedForward, Block)):
             module.compile()
 
 

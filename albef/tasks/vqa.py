@@ -21,7 +21,7 @@ from albef.files import write_atomically
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
-from albef.objectives.answer import AnswerObjective
+from albef.objectives.answer import AnswerObjective, words_asked
 from albef.recipe import Recipe
 from albef.tasks.answers import answer_list, checked_answers, read_answers, spelled_alike
 from albef.tasks.decode import generate, rank_answers
@@ -50,6 +50,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
         lambda model, _: AnswerObjective(model, options.momentum, options.alpha > 0, options.official),
         None if validation is None else Questions(validation, answers, recipe.k_test),
         answers=answers,
+        on_host=lambda batch, device: {"asked": words_asked(batch["answer_mask"], device)},
     )
 
 

@@ -51,7 +51,7 @@ def test_step(name, case):
     if wanted is not None:
         batch = batch_of(name)
         with torch.no_grad():
-            got = made.teacher.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+            got = made.teacher.model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits
         golden.close(got, wanted, f"{case}.prediction_m")
 
 
@@ -60,7 +60,7 @@ def test_predictions(name):
     model = golden.started("ve")[0].eval() if name == "ve" else golden.model("nlvr")
     batch = batch_of(name)
     with torch.no_grad():
-        got = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+        got = model(batch["pixel_values"], batch["input_ids"], batch["attention_mask"]).logits
     golden.close(got, golden.tensors_of(name)["prediction"])
     if name == "ve":
         accuracy = (got.argmax(1) == batch["labels"]).float().mean().item()

@@ -20,8 +20,9 @@ class Watch:
         self.seen = {}
         for side, model in (("", objective.model), ("_m", objective.teacher.model)):
             for name, module in model.named_children():
-                module.register_forward_hook(lambda _, __, output, key=name + side: self._note(key, output))
-        for name in ("contrastive_targets", "soft_cross_entropy"):
+                last = module.layers[-1].feed_forward if name == "fusion_encoder" else module
+                last.register_forward_hook(lambda _, __, output, key=name + side: self._note(key, output))
+        for name in ("contrastive_targets", "soft_cross_entropies"):
             original = getattr(align, name)
             monkeypatch.setattr(align, name, lambda *args, f=original, key=name: self._call(key, f, args))
 
@@ -54,8 +55,8 @@ def test_losses(step):
     _, watch, found, record, _ = step
     for ours, theirs in (("mlm", "loss_mlm"), ("itc", "loss_ita"), ("itm", "loss_itm")):
         golden.close(found[ours], torch.tensor(record[theirs]), ours)
-    for (_, loss), name in zip(watch["soft_cross_entropy"], ("loss_i2t", "loss_t2i"), strict=True):
-        golden.close(loss, torch.tensor(record[name]), name)
+    for (_, rows), name in zip(watch["soft_cross_entropies"], ("loss_i2t", "loss_t2i"), strict=True):
+        golden.close(rows.mean(), torch.tensor(record[name]), name)
 
 
 def test_features(step):
@@ -73,7 +74,7 @@ def test_features(step):
 def test_similarities_and_targets(step, index, name):
     _, watch, _, _, tensors = step
     (_, teacher_logits, _), targets = watch["contrastive_targets"][index]
-    (logits, _), _ = watch["soft_cross_entropy"][index]
+    (logits, _), _ = watch["soft_cross_entropies"][index]
     golden.close(teacher_logits, tensors[f"{name}_m"], f"{name}_m")
     golden.close(targets, tensors[f"{name}_targets"], f"{name}_targets")
     golden.close(logits, tensors[name], name)
