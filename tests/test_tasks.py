@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from albef import distributed
 from albef.data.examples import open_examples
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
 from albef.data.records import Example
+from albef.data.text import load_tokenizer
 from albef.engine import checkpoint
 from albef.engine.train import Interrupted, train
 from albef.models.albef import AlbefModel

@@ -17,7 +17,8 @@ from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import BrokenCounter
 from albef.data.loader import StepBatches, make_loader
-from albef.data.processor import Processor, load_tokenizer, train_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import load_tokenizer, train_tokenizer
 from albef.engine.optim import ramp
 from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone

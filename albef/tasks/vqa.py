@@ -17,7 +17,8 @@ from torch import Tensor
 
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
-from albef.data.processor import Processor, clean_question
+from albef.data.processor import Processor
+from albef.data.text import clean_question
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ANSWERS, model_folder
 from albef.metrics.pairing import counts
