@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from albef import distributed
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
-from albef.data.broken import BrokenCounter
+from albef.data.broken import BrokenCounter, BrokenImage
 from albef.data.loader import StepBatches, make_loader
 from albef.data.processor import Processor
 from albef.data.text import load_tokenizer, train_tokenizer
@@ -56,7 +56,7 @@ class Learner:
         self.source = self.open(data.train)
         self.validation = self.open(data.validation) if data.validation else None
         if self.validation is not None:
-            self.probe(self.validation)
+            self._probe_validation()
         self.model, self.processor, memory = start_model(self.make, recipe, folder, self.texts)
         self.cached = self._keep_in_memory() if data.augment == "affine" else None
         self.pairs = len(self.source if self.cached is None else self.cached)
@@ -71,6 +71,13 @@ class Learner:
     def open(self, paths: Sequence[str]) -> Any:
         """The source of training or validation data."""
         raise NotImplementedError
+
+    def _probe_validation(self) -> None:
+        try:
+            self.probe(self.validation)
+        except BrokenImage as error:
+            lists = " ".join(self.recipe.data.validation)
+            raise AlbefValueError(f"{lists}: the image of its first record cannot be read: {error}") from error
 
     def probe(self, source: Any) -> None:
         """Reads a first image: a wrong path should fail now, not in hours."""
