@@ -18,6 +18,7 @@ from torch import Tensor
 from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
+from albef.data.reading import read_text, whole
 from albef.data.text import clean_question
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ANSWERS, model_folder
@@ -144,7 +145,7 @@ def read_answers(path: str | Path) -> list[str]:
             f"{path}: no list of answers here; make one with `albef answers`, name it by --answers"
         )
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = whole(json.loads(read_text(Path(path))))
     except ValueError as error:
         raise AlbefValueError(f"{path} is no JSON ({error}); make one with `albef answers questions.json`") from error
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
