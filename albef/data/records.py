@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
@@ -22,6 +22,7 @@ from albef.data.formats import PassedOver
 from albef.data.reading import printable
 
 SMALL = 2**20  # bytes that an array may have to be sent by value
+OPEN_FILES = "/proc/self/fd"  # where Linux shows a process the files that it has open
 THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 
 
@@ -129,7 +130,8 @@ class Shared:
     """An array that a large data set may have gigabytes of, and that every loader worker needs.
 
     Pickled, it goes into a temporary file (set TMPDIR to choose the disk) that both processes map into memory; only
-    the path is sent. The file stays as long as the array that was pickled, and is left behind if its process is killed.
+    the path is sent. The file stays as long as the array that was pickled. On Linux it has no name in a folder, so that
+    nothing is left behind when its process is killed.
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -139,9 +141,9 @@ class Shared:
         if self.values.nbytes <= SMALL:
             return Shared, (self.values,)
         if not self.file:
-            self.file = _spilled(self.values)
+            self.file, forget, what = _nameless(_spilled(self.values))
             self.values = np.asarray(np.load(self.file, mmap_mode="r"))
-            weakref.finalize(self, _remove, self.file)
+            weakref.finalize(self, forget, what)
         return _mapped, (self.file,)
 
 
@@ -154,6 +156,15 @@ def _spilled(values: NDArray[Any]) -> str:
             need = f"{values.nbytes / 2**20:,.0f} MiB for its loader workers to share"
             raise OSError(f"{file.name}: {error}; the data set needs {need}, set TMPDIR to a disk with room") from error
     return file.name
+
+
+def _nameless(file: str) -> tuple[str, Callable[[Any], None], Any]:
+    """A path of the file that ends with this process, and what to call with what when it isn't needed any more."""
+    if not os.path.isdir(OPEN_FILES):
+        return file, _remove, file
+    descriptor = os.open(file, os.O_RDONLY)
+    os.unlink(file)
+    return f"/proc/{os.getpid()}/fd/{descriptor}", os.close, descriptor
 
 
 def _mapped(file: str) -> Shared:

@@ -287,18 +287,27 @@ class TestHandingOver:
         (tmp_path / "shared").mkdir()
         return tmp_path / "shared"
 
-    def test_is_a_path_as_long_as_the_source_lives(self, tmp_path, colours, folder):
+    @pytest.mark.parametrize("has_proc", [True, False])
+    def test_is_a_path_as_long_as_the_source_lives(self, tmp_path, colours, folder, monkeypatch, has_proc):
+        if not has_proc:
+            monkeypatch.setattr(records, "OPEN_FILES", "/no/such/folder")
+        elif not os.path.isdir(records.OPEN_FILES):
+            pytest.skip("Linux only")
+        files = 0 if has_proc else 5
         members = {f"{n}.{kind}": b"%d" % n for n in range(500) for kind in ("png", "txt")}
         source = open_sources([str(write_tar(tmp_path / "x.tar", members)), str(colours)])
         expected = list(source)
         sent = pickle.dumps(source)
         assert len(sent) < 2000
-        assert len(list(folder.iterdir())) == 5
+        assert len(list(folder.iterdir())) == files
         assert list(source) == list(pickle.loads(sent)) == expected
         assert pickle.dumps(pickle.loads(sent)) == pickle.dumps(source)
-        assert len(list(folder.iterdir())) == 5
+        assert len(list(folder.iterdir())) == files
+        path = source.sources[0].keys.block.file
+        assert os.path.exists(path)
         del source
         gc.collect()
+        assert not os.path.exists(path)
         assert not list(folder.iterdir())
 
     def test_full_disk(self, folder, monkeypatch):
