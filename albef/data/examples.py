@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from albef.data.formats import split
+from albef.data.lists import Fault, is_texts, json_records, root_of
 from albef.data.records import (
     Box,
     ChainSource,
@@ -25,7 +26,7 @@ from albef.data.records import (
     is_box,
 )
 from albef.data.refcoco import is_refer, refcoco_examples
-from albef.data.sources import Fault, expand, is_texts, json_records, root_of
+from albef.data.sources import expand
 from albef.errors import AlbefValueError
 from albef.files import data_path, generator
 
@@ -75,7 +76,7 @@ def _opened(
     for file in expand(str(place)):
         if kind == "phrases" and is_refer(file):
             yield refcoco_examples(file, image_root or file)
-        elif file.suffix == ".json" and file.is_file():
+        elif file.suffix.lower() == ".json" and file.is_file():
             yield (found := PackedExamples(_read(kind, file, first, image_root, vg_root)))
             first += len(found)
         else:

@@ -30,11 +30,6 @@ UNREAD_SUFFIXES = frozenset(
 """Other images, which are counted and named where they stand in the place of one that is read."""
 
 
-def is_image(name: str) -> bool:
-    """Does the name end as those of images do that are read?"""
-    return split(name)[1] in IMAGE_SUFFIXES
-
-
 def is_companion(name: str) -> bool:
     """Is it one of the files that macOS lays beside others (`._NAME`, `__MACOSX/...`, `.DS_Store`)?"""
     *folders, base = name.split("/")

@@ -177,7 +177,7 @@ class _Shard:
             return file.read(size)
 
     def _open(self) -> BinaryIO:
-        if self.file.name.endswith(".tar"):
+        if self.file.suffix.lower() == ".tar":
             return self.file.open("rb")
         content = io.BytesIO()
         with gzip.open(self.file) as file:

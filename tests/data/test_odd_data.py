@@ -207,6 +207,13 @@ class TestNames:
             members += [(name + suffix, RED), (name + ".txt", b"red")]
         assert len(opened(put(tmp_path, members, in_folder))) == len(members) / 2
 
+    def test_names_of_data_in_capital_letters(self, tmp_path):
+        assert len(opened(tar(tmp_path / "X.TAR", pairs("a")))) == 1
+        assert len(opened(write_json(tmp_path / "L.JSON", [{"image": "a.png", "caption": "x"}]))) == 1
+        packed = gzip.compress((tmp_path / "X.TAR").read_bytes())
+        (tmp_path / "X.TGZ").write_bytes(packed)
+        assert len(opened(tmp_path / "X.TGZ")) == 1
+
     @pytest.mark.parametrize("in_folder", [False, True])
     def test_unknown_suffixes_are_counted_and_named(self, tmp_path, in_folder):
         members = [*pairs("a"), *pairs("b", "c", kind="heic"), *pairs("d", kind="SVG")]
@@ -464,7 +471,9 @@ def test_no_member_vanishes_unsaid(members):
         gathered.add(name + suffix, number)
     used = [place for _, sample, _ in gathered.samples() for place in sample.values()]
     assert len(used) == len(set(used))
-    images = [n for n, (name, suffix) in enumerate(members) if formats.is_image(name + suffix)]
+    images = [
+        n for n, (name, suffix) in enumerate(members) if formats.split(name + suffix)[1] in formats.IMAGE_SUFFIXES
+    ]
     ours = [
         n for n in images if formats.split("".join(members[n]))[0] and not formats.is_companion("".join(members[n]))
     ]
