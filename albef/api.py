@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from albef.data.images import ImageSource, open_image, to_rgb
-from albef.data.processor import Processor, clean_caption
+from albef.data.processor import Processor
 from albef.data.records import Box, box_of
+from albef.data.text import clean_caption
 from albef.errors import AlbefTypeError, AlbefValueError
 from albef.heat import heat
 from albef.metrics import boxes

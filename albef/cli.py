@@ -323,7 +323,8 @@ def _convert(options: argparse.Namespace, _: list[str]) -> None:
 
     import torch
 
-    from albef.data.processor import Processor, load_tokenizer
+    from albef.data.processor import Processor
+    from albef.data.text import load_tokenizer
     from albef.files import ANSWERS
     from albef.models import convert, hub
     from albef.models.config import preset

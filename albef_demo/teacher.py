@@ -10,8 +10,9 @@ from torch import Tensor
 
 from albef.data.images import open_image
 from albef.data.loader import read_images
-from albef.data.processor import Processor, clean_caption
+from albef.data.processor import Processor
 from albef.data.sources import open_sources
+from albef.data.text import clean_caption
 from albef.engine.checkpointer import read_newest
 from albef.errors import AlbefFileNotFoundError
 from albef.models import hub

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import load_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig, preset
 from albef.tasks import ranking
@@ -122,7 +123,8 @@ def plainly(
 ) -> dict[timing.Kind, Callable[[], object]]:
     @torch.no_grad()
     def whole() -> Tensor:
-        words = {name: ids.to(device) for name, ids in processor.texts([QUERY], pad_to=30).items()}
+        texts = processor.texts([QUERY])
+        words = {name: F.pad(ids, (0, 30 - ids.shape[1])).to(device) for name, ids in texts.items()}  # [PAD] is 0
         mask = words["attention_mask"]
         states = network.bert.read(words["input_ids"], mask)
         z_text = F.normalize(network.text_proj(states[:, 0]), dim=-1)

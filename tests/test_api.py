@@ -12,7 +12,8 @@ from PIL import Image
 import albef
 from albef.api import OneImage
 from albef.data.broken import BrokenImage
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import load_tokenizer
 from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering

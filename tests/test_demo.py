@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 import albef_demo as demo
-from albef.data.processor import Processor, train_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import train_tokenizer
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import albef_demo as demo
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import load_tokenizer
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe

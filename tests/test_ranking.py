@@ -6,8 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from albef.data.processor import Processor, train_tokenizer
+from albef.data.processor import Processor
 from albef.data.sources import open_sources
+from albef.data.text import train_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.seen import KeysValues, Tokens
 from albef.tasks import ranking

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from albef.data.processor import Processor, load_tokenizer
+from albef.data.processor import Processor
 from albef.data.records import Example
+from albef.data.text import load_tokenizer
 from albef.models.answering import AlbefForAnswering
 from albef.tasks import answers, decode, vqa
 from albef_demo.world import png, scene

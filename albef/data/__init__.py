@@ -13,15 +13,10 @@ from albef.data.loader import (
     make_loader,
     stable_id,
 )
-from albef.data.processor import (
-    Processor,
-    build_tokenizer,
-    clean_caption,
-    clean_question,
-    train_tokenizer,
-)
+from albef.data.processor import Processor
 from albef.data.records import Record, Source
 from albef.data.sources import open_sources
+from albef.data.text import build_tokenizer, clean_caption, clean_question, train_tokenizer
 
 __all__ = [
     "BrokenCounter",

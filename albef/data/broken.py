@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 
+from albef.data.reading import printable
 from albef.errors import AlbefRuntimeError, AlbefValueError
 
+LONGEST_NAME = 300  # characters of a name that are shown
 Broken = list[tuple[str, str]]  # name of an image, reason why it could not be read
 
 
 class BrokenImage(AlbefValueError):
-    """An image that cannot be read; the message says which, why, and what to do."""
+    """An image that cannot be read; the message says which, why, and what to do.
+
+    Its name may come from a stranger's file: control characters in it are shown as escapes.
+    """
 
     def __init__(self, name: str, reason: str, remedy: str) -> None:
+        name, reason = _shortened(printable(name)), printable(reason)
         super().__init__(name, reason, remedy)
         self.name, self.reason, self.remedy = name, reason, remedy
 
@@ -49,6 +55,11 @@ class BrokenCounter:
             return f"all of {self.seen:,} images could be read"
         share = f"{self.failures:,} of {self.seen:,} images ({self.failures / self.seen:.2%})"
         return f"{share} could not be read: {listing(list(self.reasons.items()))}"
+
+
+def _shortened(name: str) -> str:
+    """A name, or the begin and the end of one that would fill the screen."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:100]} ... {name[-30:]}"
 
 
 def listing(broken: Broken, shown: int = 10) -> str:

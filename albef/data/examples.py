@@ -1,16 +1,20 @@
 """Examples for the tasks after pre-training, from JSON lists in the original's formats (spec 5.1).
 
-What a record may hold beside what the original's have:
+A record may also have what the original's have not:
 
 classification    `text` or `caption` in place of `sentence`
 phrases           `boxes` (any counts) or `box`, `candidates` or `detections`, `height` and `width`, `split`
 """
 
+import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from albef.data.formats import split
+from albef.data.lists import Fault, is_texts, json_records, root_of
 from albef.data.records import (
     Box,
     ChainSource,
@@ -20,10 +24,9 @@ from albef.data.records import (
     PackedExamples,
     box_of,
     is_box,
-    listed,
 )
 from albef.data.refcoco import is_refer, refcoco_examples
-from albef.data.sources import Fault, expand, is_texts, json_records, root_of
+from albef.data.sources import expand
 from albef.errors import AlbefValueError
 from albef.files import data_path, generator
 
@@ -31,6 +34,7 @@ __all__ = ["Box", "Example", "ExampleSource", "Kind", "open_examples"]
 
 BOX = "[x, y, width, height] in pixels, finite and of no negative side"
 VG_WEIGHT = 0.5
+FLICKR_FOLDER = "flickr30k-images"
 CLASSIFICATION_TEXTS = ("sentence", "text", "caption")
 
 
@@ -42,7 +46,8 @@ def open_examples(
     Patterns are those of `open_sources`. `image_root` is the folder that the images of JSON lists and of REFER are
     relative to, by default the one that the list lies in; `vg_root` takes its place for vqa records whose `dataset` is
     `vg`. A folder of REFER, such as `data/refcoco+` or for one split `data/refcoco+/testA`, is for phrases (see
-    `refcoco_examples`). FileNotFoundError for a missing path; ValueError for a wrong file, with the record.
+    `refcoco_examples`). Records with an empty text are left out with a warning that counts them. FileNotFoundError for
+    a missing path; ValueError for a wrong file, with the record, and for one whose texts are all empty.
     """
     if isinstance(paths, str):
         raise TypeError(f"open_examples wants a list of paths, got the string {paths!r}; write [path]")
@@ -71,7 +76,7 @@ def _opened(
     for file in expand(str(place)):
         if kind == "phrases" and is_refer(file):
             yield refcoco_examples(file, image_root or file)
-        elif file.suffix == ".json" and file.is_file():
+        elif file.suffix.lower() == ".json" and file.is_file():
             yield (found := PackedExamples(_read(kind, file, first, image_root, vg_root)))
             first += len(found)
         else:
@@ -94,13 +99,31 @@ class _Form:
 
 def _read(kind: Kind, file: Path, first: int, image_root: str | None, vg_root: str | None) -> Iterator[Example]:
     form, root = _FORMS[kind], Path(image_root) if image_root else None
+    kept = blank = 0
     for number, record in enumerate(json_records(file, form.right, form.faults), first):
+        facts = form.facts(record)
+        if not facts["text"].strip():
+            blank += 1
+            continue
+        kept += 1
         images = form.images(record)
-        root = root or root_of(file, images[0])
+        if kept == 1 or root is None:
+            root = root or root_of(file, images[0])
+            root = _home(root, images[0]) if form.images is _flickr_image and images != [record["image"]] else root
         home = Path(vg_root) if vg_root and _is_vg(record) else root
         paths = tuple(home / image for image in images)
         name = " and ".join(map(str, paths))
-        yield Example(name, paths, key=record.get(form.key, number), **form.facts(record))
+        yield Example(name, paths, key=record.get(form.key, number), **facts)
+    if not kept:
+        raise AlbefValueError(f"{file}: the texts of all {blank:,} records are empty; a right record: {form.right}")
+    if blank:
+        warnings.warn(f"{file}: left out {blank:,} of {kept + blank:,} records, whose text is empty", stacklevel=6)
+
+
+def _home(root: Path, image: str) -> Path:
+    """Where SNLI-VE's images lie, whose ids don't say it: in `root`, or in the folder of Flickr30K's images in it."""
+    inner = root / FLICKR_FOLDER
+    return inner if inner.is_dir() and not os.path.exists(root / image) else root
 
 
 def _image(record: dict[str, Any]) -> list[str]:
@@ -108,18 +131,28 @@ def _image(record: dict[str, Any]) -> list[str]:
 
 
 def _flickr_image(record: dict[str, Any]) -> list[str]:
-    """SNLI-VE gives the images of Flickr30K without their suffix."""
+    """SNLI-VE gives the images of Flickr30K without their suffix. What follows a dot is none if it is a number."""
     image = record["image"]
-    return [image if Path(image).suffix else f"{image}.jpg"]
+    return [f"{image}.jpg" if split(image)[1].strip(".").isdigit() or not split(image)[1] else image]
+
+
+def _pair_images(record: dict[str, Any]) -> list[str]:
+    found: Any = record.get("images", record.get("image"))
+    return found
 
 
 def _is_vg(record: dict[str, Any]) -> bool:
     return record.get("dataset") == "vg"
 
 
+def _answers(record: dict[str, Any]) -> tuple[str, ...]:
+    answer = record.get("answer", [])
+    return (answer,) if isinstance(answer, str) else tuple(answer)
+
+
 def _vqa_facts(record: dict[str, Any]) -> dict[str, Any]:
     weight = VG_WEIGHT if _is_vg(record) else 1.0
-    return {"text": record["question"], "answers": tuple(listed(record.get("answer"))), "weight": weight}
+    return {"text": record["question"], "answers": _answers(record), "weight": weight}
 
 
 def _classification_facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +190,7 @@ def _classification_faults(record: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
-    images = record.get("images", record.get("image"))
+    images = _pair_images(record)
     if not (isinstance(images, list) and len(images) == 2 and is_texts(images) and all(images)):
         yield '"images" to be a pair, the paths of two images', images
     yield from _text_faults(record, "sentence")
@@ -229,8 +262,8 @@ _FORMS: dict[str, _Form] = {
     ),
     "pairs": _Form(
         '{"images": ["dev/dev-0-1-img0.png", "dev/dev-0-1-img1.png"], "sentence": "both are dogs", "label": "True", '
-        '"identifier": "dev-0-1-0"} ("label" and "identifier" may be missing)',
-        _pair_faults, lambda record: record["images"], _pair_facts, "identifier",
+        '"identifier": "dev-0-1-0"} ("label" and "identifier" may be missing, "images" may be called "image")',
+        _pair_faults, _pair_images, _pair_facts, "identifier",
     ),
     "phrases": _Form(
         '{"image": "train2014/1.jpg", "text": "the left dog", "ref_id": 7, "boxes": [[10, 20.5, 30, 40]]} '

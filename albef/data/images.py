@@ -1,7 +1,10 @@
 """Image files of any kind to upright RGB, or a message that says what is wrong with them."""
 
 import contextlib
+import functools
 import io
+import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +20,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from albef.data.broken import BrokenImage
+from albef.data.formats import FORMATS
+from albef.data.reading import is_passing, patiently
+from albef.errors import AlbefRuntimeError
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+MAX_PIXELS = 50_000_000  # that an image may have by its header; eight threads then decode into 1.2 GB at most
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NEEDLESS_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # of a PNG: texts and the colour profile
 _EXIF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 
+_CHECK = "check the path and image_root"
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 ImageSource = str | Path | bytes | BinaryIO
@@ -35,7 +44,8 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
     EXIF rotation is applied, transparency laid over white (the original drops it), 16-bit grey scaled to 8 bits, and
     of an animation the first frame taken. `name` stands in messages in place of the source's own. Raises BrokenImage
-    for whatever cannot be read whole, and for more pixels than PIL.Image.MAX_IMAGE_PIXELS allows.
+    for whatever cannot be read whole, for formats other than `formats.FORMATS`, and for more pixels than MAX_PIXELS or
+    PIL.Image.MAX_IMAGE_PIXELS allow; AlbefRuntimeError if the system fails to read the file (see `patiently`).
     """
     return _opened(source, name, _whole)
 
@@ -46,19 +56,20 @@ def open_crop(
     """A crop of what `open_image` gives, for who scales it to `size` (height, width) afterwards.
 
     edges_of: from the upright image's width and height to the crop. A JPEG is decoded at 1/2, 1/4 or 1/8 if the crop
-    is still at least `size` then; its edges go to the nearest of those coarser pixels.
+    is still at least `size` then; its edges go to the nearest of those coarser pixels. `edges_of` is called once, also
+    where the file has to be read again.
     """
+    edges_of = functools.cache(edges_of)
     return _opened(source, name, lambda image: _cropped(image, edges_of, size))
 
 
 def _opened(source: ImageSource, name: str | None, decode: Callable[[Image.Image], T]) -> T:
     """What `decode` makes of the image as it lies in its file; BrokenImage for whatever goes wrong there."""
     name = name or _name_of(source)
-    if isinstance(source, (str, Path)) and not Path(source).is_file():
-        raise BrokenImage(name, "no such file", "check the path and image_root")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return decode(image)
+        return patiently(lambda: _decoded(source, name, decode), name)
+    except (BrokenImage, AlbefRuntimeError, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise BrokenImage(name, f"absurdly large ({error})", "scale it down or leave it out") from error
     except UnidentifiedImageError as error:
@@ -66,6 +77,65 @@ def _opened(source: ImageSource, name: str | None, decode: Callable[[Image.Image
         raise BrokenImage(name, reason, "fetch it again or leave it out") from error
     except Exception as error:  # damaged files make the decoders raise nearly anything, from OSError to SyntaxError
         raise BrokenImage(name, f"damaged ({error})", "fetch it again or leave it out") from error
+
+
+def _decoded(source: ImageSource, name: str, decode: Callable[[Image.Image], T]) -> T:
+    if isinstance(source, (str, Path)):
+        _check_file(source, name)
+    try:
+        return _read(io.BytesIO(source) if isinstance(source, bytes) else source, name, decode)
+    except BrokenImage:
+        raise
+    except (ValueError, SyntaxError):  # a PNG's long texts or a damaged profile; its pixels may be whole all the same
+        pixels = _pixels_alone(source)
+        if pixels is None:
+            raise
+    return _read(io.BytesIO(pixels), name, decode)
+
+
+def _read(file: str | Path | BinaryIO, name: str, decode: Callable[[Image.Image], T]) -> T:
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            size = f"{image.width} x {image.height} pixels are more than the limit albef.data.images.MAX_PIXELS"
+            raise BrokenImage(name, f"{size} of {MAX_PIXELS:,}", "scale it down or leave it out")
+        return decode(image)
+
+
+def _check_file(path: str | Path, name: str) -> None:
+    """BrokenImage unless there is a file. Faults of the system pass, for `patiently` to wait for."""
+    try:
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        is_file = False
+    except OSError as error:
+        if is_passing(error):
+            raise
+        raise BrokenImage(name, f"no file of this name can be read ({error.strerror})", _CHECK) from error
+    except ValueError as error:  # a null character
+        raise BrokenImage(name, f"no file can have this name ({error})", _CHECK) from error
+    if not is_file:
+        raise BrokenImage(name, "no such file", _CHECK)
+
+
+def _pixels_alone(source: ImageSource) -> bytes | None:
+    """A PNG without its texts and colour profile; None for another file."""
+    if isinstance(source, (str, Path)):
+        data = Path(source).read_bytes()
+    elif isinstance(source, bytes):
+        data = source
+    else:
+        source.seek(0)
+        data = source.read()
+    if not data.startswith(_PNG):
+        return None
+    parts, place = [_PNG], len(_PNG)
+    while place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + size  # size, kind, content, checksum
+        if kind not in _NEEDLESS_CHUNKS:
+            parts.append(data[place:end])
+        place = end
+    return b"".join(parts)
 
 
 def _name_of(source: ImageSource) -> str:

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,15 +26,22 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from albef.data.augment import TrainTransform
 from albef.data.broken import Broken, BrokenImage, listing
+from albef.data.forkserver import SERVER_OF
 from albef.data.images import open_image
-from albef.data.processor import Processor, clean_caption
+from albef.data.processor import Processor
 from albef.data.progress import tracked
+from albef.data.reading import is_passing
 from albef.data.records import THREADS, Record, Source
+from albef.data.text import clean_caption
 from albef.errors import AlbefRuntimeError, AlbefValueError
 
 Item = TypeVar("Item")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
 MAX_REPLACEMENTS = 20
+NO_GUARD = (
+    'a script must put what it does under `if __name__ == "__main__":`, since each of these processes reads it again; '
+    "or load in one process (--data.workers 0)"
+)
 
 
 def stable_id(text: str) -> int:
@@ -61,10 +69,12 @@ def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
 
 
 def read_record(source: Source, index: int) -> Record:
-    """A record that has a caption; BrokenImage when it cannot be had."""
+    """A record that has a caption; BrokenImage when it cannot be had. Faults of the machine pass (see `patiently`)."""
     try:
         record = source[index]
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and is_passing(error):
+            raise
         raise BrokenImage(f"record {index}", str(error), "mend it or leave it out") from error
     if not record.captions:
         raise BrokenImage(record.name, "it has no caption", "add one or leave it out")
@@ -293,7 +303,7 @@ def make_loader(
     Workers are forked from a clean server process, safe beside CUDA and threads; scripts therefore need the usual
     `if __name__ == "__main__":`.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
@@ -305,11 +315,30 @@ def make_loader(
     )
 
 
+class _Loader(DataLoader[Any]):
+    """Says what a user can do where PyTorch says that a worker ended."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        batches = 0
+        try:
+            for batch in super().__iter__():
+                yield batch
+                batches += 1
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            reason = "the machine may be out of memory: give fewer workers (--data.workers)" if batches else NO_GUARD
+            raise AlbefRuntimeError(f"a process that loads images ended unexpectedly; {reason}") from error
+
+
 def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["albef.data.forkserver", "albef.data.loader"])
+    os.environ[SERVER_OF] = str(os.getpid())
+    forkserver.ensure_running()  # now, since other children of ours must not find that variable
+    del os.environ[SERVER_OF]
     return context
 
 

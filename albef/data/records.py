@@ -10,7 +10,7 @@ import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
@@ -18,9 +18,11 @@ from typing import Any, Literal, Protocol, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from albef.errors import AlbefValueError
+from albef.data.formats import PassedOver
+from albef.data.reading import printable
 
 SMALL = 2**20  # bytes that an array may have to be sent by value
+OPEN_FILES = "/proc/self/fd"  # where Linux shows a process the files that it has open
 THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 
 
@@ -28,8 +30,8 @@ THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
 class Record:
     """One image and what is said about it.
 
-    name        for messages: where the image lies
-    image     path of the file, or its bytes
+    name        where the image lies, for messages
+    image       path of the file, or its bytes
     captions    uncleaned; empty when the sample turned out to have none
     image_id    equal for records of the same image or the same thing; those are no negatives of each other
     category    a class the data set gives, if any
@@ -40,6 +42,12 @@ class Record:
     captions: list[str]
     image_id: str
     category: str | None = None
+
+    @property
+    def picture(self) -> bytes | Path:
+        """What version 0.1.0 called `image`."""
+        warnings.warn("Record.picture is now Record.image", DeprecationWarning, stacklevel=2)
+        return self.image
 
 
 class Source(Protocol):
@@ -61,8 +69,8 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 class Example:
     """What a task is to learn or is asked: one or two images, a text, and the truth.
 
-    name        for messages: where its images lie; equal for examples of the same ones
-    images    path of the file, or its bytes; two for pairs, left one first
+    name        where its images lie, for messages; equal for examples of the same ones
+    images      path of the file, or its bytes; two for pairs, left one first
     text        question, statement or phrase, uncleaned
     key         the data set's question_id, identifier or ref_id; else a running number
     answers     vqa: what people answered, in order, with repeats; empty if unknown
@@ -122,7 +130,8 @@ class Shared:
     """An array that a large data set may have gigabytes of, and that every loader worker needs.
 
     Pickled, it goes into a temporary file (set TMPDIR to choose the disk) that both processes map into memory; only
-    the path is sent. The file stays as long as the array that was pickled, and is left behind if its process is killed.
+    the path is sent. The file stays as long as the array that was pickled. On Linux it has no name in a folder, so that
+    nothing is left behind when its process is killed.
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
@@ -132,9 +141,9 @@ class Shared:
         if self.values.nbytes <= SMALL:
             return Shared, (self.values,)
         if not self.file:
-            self.file = _spilled(self.values)
+            self.file, forget, what = _nameless(_spilled(self.values))
             self.values = np.asarray(np.load(self.file, mmap_mode="r"))
-            weakref.finalize(self, _remove, self.file)
+            weakref.finalize(self, forget, what)
         return _mapped, (self.file,)
 
 
@@ -149,6 +158,15 @@ def _spilled(values: NDArray[Any]) -> str:
     return file.name
 
 
+def _nameless(file: str) -> tuple[str, Callable[[Any], None], Any]:
+    """A path of the file that ends with this process, and what to call with what when it isn't needed any more."""
+    if not os.path.isdir(OPEN_FILES):
+        return file, _remove, file
+    descriptor = os.open(file, os.O_RDONLY)
+    os.unlink(file)
+    return f"/proc/{os.getpid()}/fd/{descriptor}", os.close, descriptor
+
+
 def _mapped(file: str) -> Shared:
     shared = Shared(np.asarray(np.load(file, mmap_mode="r")))
     shared.file = file
@@ -160,7 +178,7 @@ def _remove(file: str) -> None:
         os.unlink(file)
 
 
-class Packed:
+class PackedStrings:
     """A list of strings in one block of bytes; `texts` are taken one by one, and none is kept."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -183,7 +201,9 @@ class PackedExamples:
     """Examples whose images are files, in little room and shared with loader workers."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        self.packed = Packed(json.dumps(_values(example), ensure_ascii=False, default=str) for example in examples)
+        self.packed = PackedStrings(
+            json.dumps(_values(example), ensure_ascii=False, default=str) for example in examples
+        )
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -217,28 +237,13 @@ def box_of(numbers: Sequence[float]) -> Box:
     return x, y, width, height
 
 
-def listed(caption: Any) -> list[str]:
-    """Captions as JSON has them, one string or a list, without empty entries of other kinds."""
-    found = caption if isinstance(caption, list) else [caption]
-    return [text for text in found if isinstance(text, str)]
-
-
-def decoded(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise AlbefValueError(f"{name}: its caption is not UTF-8 ({error}); convert it to UTF-8") from error
-
-
 def checked(index: int, length: int) -> int:
     if not 0 <= index < length:
         raise IndexError(f"record {index} of a source of {length}")
     return index
 
 
-def warn_left_out(name: str, without_image: int, without_caption: int) -> None:
-    if without_image or without_caption:
-        warnings.warn(
-            f"{name}: left out {without_image} samples without an image and {without_caption} without a caption",
-            stacklevel=4,
-        )
+def warn_passed_over(name: str, passed: PassedOver) -> None:
+    """One warning that names the shard or folder and says what was left out of it."""
+    if passed:
+        warnings.warn(f"{printable(name)}: {'; '.join(passed.sentences())}", stacklevel=4)

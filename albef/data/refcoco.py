@@ -1,11 +1,13 @@
 """RefCOCO, RefCOCO+ and RefCOCOg as REFER packs them: expressions in a pickle, boxes in COCO's JSON (spec 4.4, 5.1)."""
 
+import io
 import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from albef.data.reading import patiently, read_text, whole
 from albef.data.records import Box, Example, PackedExamples, box_of, is_box
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 
@@ -63,7 +65,7 @@ def _examples(
         own, others = (boxes[ref["ann_id"]],), candidates.get(str(ref["image_id"]), ())
         for sentence in ref["sentences"]:
             yield Example(
-                str(path), (path,), sentence["sent"], ref["ref_id"],
+                str(path), (path,), whole(sentence["sent"]), ref["ref_id"],
                 boxes=own, candidates=others, size=size, split=ref["split"],
             )  # fmt: skip
 
@@ -77,9 +79,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _load_refs(file: Path) -> list[dict[str, Any]]:
     """REFER's references; the pickle is Python 2's."""
+    data = patiently(file.read_bytes, str(file))
     try:
-        with file.open("rb") as data:
-            refs = _PlainUnpickler(data, encoding="latin1").load()
+        refs = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise AlbefValueError(f"{file}: not a pickle of REFER's ({error}); fetch it again") from error
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
@@ -90,10 +92,10 @@ def _load_refs(file: Path) -> list[dict[str, Any]]:
 def _load_instances(file: Path) -> tuple[dict[int, dict[str, Any]], dict[int, Box]]:
     """COCO's images by image_id, and the boxes of its things by annotation's id."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         images = {image["id"]: image for image in content["images"]}
         boxes = {thing["id"]: _box(file, thing["bbox"]) for thing in content["annotations"]}
-    except (LookupError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (LookupError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise AlbefValueError(f"{file}: not COCO's images and annotations ({error!r}); unpack it again") from error
     return images, boxes
 
@@ -103,9 +105,9 @@ def _load_detections(file: Path, required: bool) -> dict[str, tuple[Box, ...]]:
     if not required and not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         return {key: tuple(_box(file, box, more=True) for box in boxes) for key, boxes in content.items()}
-    except (AttributeError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise AlbefValueError(f'{file}: expected {{"image_id": [[x, y, width, height], ...]}} ({error})') from error
 
 

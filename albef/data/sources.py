@@ -11,21 +11,20 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from albef.data.images import IMAGE_SUFFIXES
+from albef.data.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Gathered, is_companion, split
+from albef.data.lists import Fault, is_texts, json_records, root_of
 from albef.data.progress import tracked
-from albef.data.records import ChainSource, Packed, Record, Source, checked, decoded, listed, warn_left_out
+from albef.data.reading import captions_in, decoded, patiently
+from albef.data.records import ChainSource, PackedStrings, Record, Source, checked, warn_passed_over
 from albef.data.shards import TAR_SUFFIXES, TarSource
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import data_path, generator
 
-Fault = tuple[str, Any]  # what was expected of a record, what stands there
-_SPACE = r"[ \t\n\r]*"
-_LIST_START = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^ \t\n\r\]])")
-_NEXT_OR_END = re.compile(rf"{_SPACE}(?:(,){_SPACE}|\]{_SPACE}\Z)")
 EXAMPLE = '{"image": "train/0001.jpg", "caption": "a dog runs"} ("caption" may be a list; "image_id" may be added)'
 
 
@@ -35,15 +34,15 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     Patterns such as `shards/{00000..00012}.tar` and `shards/*.tar` stand for the files they match, and
     `albef:emoji/noto.tar.gz` for a file that comes with the package. `image_root` is the folder that the `image` of
     JSON records is relative to; without it, that of the JSON file. FileNotFoundError with the nearest names for a
-    missing path; ValueError for a wrong or empty file. Samples without image or caption are left out with a warning
-    that counts them.
+    missing path; ValueError for a wrong or empty file. Samples without image or caption, and records whose captions are
+    all empty, are left out with a warning that counts them.
     """
     if isinstance(paths, str):
         raise TypeError(f"open_sources wants a list of paths, got the string {paths!r}; write [path]")
     made = {name: module for name in paths if (module := generator(name))}
     files = [file for pattern in paths if pattern not in made for file in expand(data_path(pattern))]
     sources: list[Source] = [module.open_records(name) for name, module in made.items()]
-    for are_tars, group in itertools.groupby(files, key=lambda file: file.name.endswith(TAR_SUFFIXES)):
+    for are_tars, group in itertools.groupby(files, key=lambda file: file.name.lower().endswith(TAR_SUFFIXES)):
         members = list(group)
         sources += [TarSource(members)] if are_tars else [_open(file, image_root) for file in members]
     if not sources:
@@ -67,7 +66,7 @@ def captions_of(source: Source, indices: Sequence[int]) -> Iterator[str]:
 def _open(file: Path, image_root: str | None) -> Source:
     if file.is_dir():
         return FolderSource(file)
-    if file.suffix == ".json":
+    if file.suffix.lower() == ".json":
         return JsonSource(file, image_root)
     raise AlbefValueError(
         f"{file}: unknown kind of data; give a .json list, {', '.join(TAR_SUFFIXES)} shards or a folder"
@@ -111,12 +110,13 @@ class JsonSource:
     """The original's annotation lists for pre-training and retrieval (spec 5.1).
 
     Ids, given as "image_id" or else the path, count within the images' folder: other data sets may use the same.
-    While the list is read, the file's text is held whole (for a moment as bytes too), its records one at a time.
+    While the list is read, the file's text is held whole (for a moment as bytes too), its records one at a time. Empty
+    captions are left out.
     """
 
     def __init__(self, file: Path, image_root: str | None = None) -> None:
-        records = json_records(file, EXAMPLE, _faults)
-        self.packed = Packed(json.dumps(_essence(record), ensure_ascii=False) for record in records)
+        essences = _spoken(file, map(_essence, json_records(file, EXAMPLE, _faults)))
+        self.packed = PackedStrings(json.dumps(essence, ensure_ascii=False) for essence in essences)
         self.root = Path(image_root) if image_root else root_of(file, self._essence(0)[0])
 
     def __len__(self) -> int:
@@ -133,50 +133,35 @@ class JsonSource:
         return json.loads(self.packed[checked(index, len(self))])
 
 
-def json_records(
-    file: Path, right: str, faults: Callable[[dict[str, Any]], Iterable[Fault]]
-) -> Iterator[dict[str, Any]]:
-    """The records of a JSON list in which `faults` finds nothing.
-
-    ValueError otherwise, which names file and record, says what was expected and shows a `right` record.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-        if not _LIST_START.match(text):
-            whole = json.loads(text)
-            got = "an empty list" if whole == [] else _kind(whole)
-            raise AlbefValueError(f"{file}: expected a list of records, got {got}; for example [{right}]")
-        for number, record in enumerate(_elements(text)):
-            found = faults(record) if isinstance(record, dict) else [("an object", record)]
-            for expected, got in found:
-                shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
-                raise AlbefValueError(
-                    f"{file}, record {number}: expected {expected}, got {shown}; a right record: {right}"
-                )
-            yield record
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AlbefValueError(
-            f"{file}: not valid JSON ({error}); one list of records is expected: [{right}]"
-        ) from error
-
-
-def _elements(text: str) -> Iterator[Any]:
-    """The elements of a JSON list, parsed one by one: together they would take several times the room of the text."""
-    decode, found = json.JSONDecoder().raw_decode, _LIST_START.match(text)
-    comma: str | None = ","
-    while found and comma:
-        value, place = decode(text, found.end())
-        yield value
-        found = _NEXT_OR_END.match(text, place)
-        if not found:
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
-        comma = found[1]
+def _spoken(file: Path, essences: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """Those with a caption. Warns of the others, and of equal ids of different images; ValueError if none is left."""
+    images: dict[str, int] = {}  # of ids that differ from the image: which image they stand for
+    kept = blank = 0
+    twice: list[str] = []
+    for image, captions, image_id, category in essences:
+        if not captions:
+            blank += 1
+            continue
+        kept += 1
+        if image_id != image and images.setdefault(image_id, hash(image)) != hash(image):
+            twice.append(image_id)
+        yield [image, captions, image_id, category]
+    if not kept:
+        raise AlbefValueError(f"{file}: the captions of all {blank:,} records are empty; give each image a text")
+    if blank:
+        warnings.warn(f"{file}: left out {blank:,} of {kept + blank:,} records, whose caption is empty", stacklevel=6)
+    if twice:
+        warnings.warn(
+            f'{file}: {len(twice):,} records have the "image_id" of another image, such as {twice[0]!r}; they count as '
+            "the same image: leave the ids out if they are not",
+            stacklevel=6,
+        )
 
 
 def _essence(record: dict[str, Any]) -> list[Any]:
     """What a record says: image, captions, image_id, category."""
     image, category = record["image"], record.get("category")
-    return [image, listed(record["caption"]), str(record.get("image_id", image)), category]
+    return [image, captions_in(record["caption"]), str(record.get("image_id", image)), category]
 
 
 def _faults(record: dict[str, Any]) -> Iterator[Fault]:
@@ -192,46 +177,52 @@ def _faults(record: dict[str, Any]) -> Iterator[Fault]:
         yield '"category" to be a string', category
 
 
-def is_texts(value: Any) -> bool:
-    """Is it a string, or a list of some?"""
-    texts = value if isinstance(value, list) else [value]
-    return bool(texts) and all(isinstance(text, str) for text in texts)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing", bool: "a truth value"}
-    return names.get(type(value), "a number")
-
-
-def root_of(file: Path, image: str) -> Path:
-    """The folder of the JSON file, or the working folder when the first image lies under that one only."""
-    return Path() if Path(image).exists() and not (file.parent / image).exists() else file.parent
-
-
 class FolderSource:
-    """A folder of images with a `.txt` of the same name beside each, one caption per line; subfolders included."""
+    """A folder of images with a `.txt` of the same name beside each, one caption per line; subfolders included.
+
+    The rules by which image and text belong together are those of shards (`formats.Gathered`).
+    """
 
     def __init__(self, folder: Path) -> None:
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paired = [path for path in images if path.with_suffix(".txt").is_file()]
-        if not paired:
-            shards = len(list(folder.glob("*.tar")))
+        gathered: Gathered[str] = Gathered((".txt",))
+        for name in _files_below(folder):
+            if split(name)[1] in (".txt", *IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
+                gathered.add(name, name)
+        pairs = sorted(
+            ((sample[image], sample[".txt"]) for _, sample, image in gathered.samples()),
+            key=lambda pair: pair[0].split("/"),
+        )
+        if not pairs:
+            shards = len([path for path in folder.glob("*.tar") if not is_companion(path.name)])
             hint = f"it has {shards} shards: write {folder}/*.tar" if shards else "put KEY.txt beside KEY.jpg"
-            raise AlbefValueError(f"{folder}: {len(images)} images, none with a caption file of the same name; {hint}")
-        warn_left_out(str(folder), 0, len(images) - len(paired))
-        self.folder, self.names = folder, Packed(path.relative_to(folder).as_posix() for path in paired)
+            found = f" ({'; '.join(gathered.passed.sentences())})" if gathered.passed else ""
+            images = gathered.passed.without_caption
+            raise AlbefValueError(
+                f"{folder}: {images} images, none with a caption file of the same name; {hint}{found}"
+            )
+        warn_passed_over(str(folder), gathered.passed)
+        self.folder = folder
+        self.images, self.texts = (PackedStrings(names) for names in zip(*pairs, strict=True))
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        path = self._path(index)
+        path = self.folder / self.images[checked(index, len(self))]
         return Record(str(path), path, self.captions(index), str(path))
 
     def captions(self, index: int) -> list[str]:
-        path = self._path(index)
-        lines = decoded(path.with_suffix(".txt").read_bytes(), str(path)).splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        path = self.folder / self.texts[checked(index, len(self))]
+        return captions_in(decoded(patiently(path.read_bytes, str(path)), str(path), "its caption").splitlines())
 
-    def _path(self, index: int) -> Path:
-        return self.folder / self.names[checked(index, len(self))]
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Names within the folder of all files in it and its subfolders. OSError for one that cannot be listed."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        inner = Path(place).relative_to(folder)
+        yield from ((inner / name).as_posix() for name in sorted(files))

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import normalizers
 
 from albef.data.examples import ExampleSource
+from albef.data.reading import read_text, whole
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ANSWERS, model_folder, write_atomically
 from albef.models.hub import CONFIG, WEIGHTS
@@ -53,7 +54,7 @@ def read_answers(path: str | Path) -> list[str]:
             f"{path}: no list of answers here; make one with `albef answers`, name it by --answers"
         )
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        values = whole(json.loads(read_text(Path(path))))
     except ValueError as error:
         raise AlbefValueError(f"{path} is no JSON ({error}); make one with `albef answers questions.json`") from error
     if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):

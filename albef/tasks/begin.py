@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from albef import distributed
-from albef.data.processor import Processor, load_tokenizer, train_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import load_tokenizer, train_tokenizer
 from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig

@@ -234,7 +234,10 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
 def checked_boxes(example: Example) -> tuple[Box, ...]:
     """The right boxes. ValueError for a phrase without one."""
     if not example.boxes:
-        raise AlbefValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+        raise AlbefValueError(
+            f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`. The official "
+            "lists of RefCOCO+ have none: name the folder of REFER and a split instead, such as data/refcoco+/val"
+        )
     return example.boxes
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from albef.data.augment import TrainTransform
+from albef.data.broken import BrokenImage
 from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.loader import CachedSet, Collate, TrainingSet, read_sample
 from albef.data.processor import Processor
 from albef.data.sources import Source, captions_of, open_sources
+from albef.errors import AlbefValueError
 from albef.recipe import Recipe
 
 MOST_TEXTS = 200_000  # records whose captions are enough to learn a vocabulary from
@@ -83,7 +85,7 @@ def open_pairs(recipe: Recipe) -> tuple[Source, Source | None]:
     training = open_sources(data.train, data.image_root)
     validation = open_sources(data.validation, data.image_root) if data.validation else None
     if validation is not None:
-        read_sample(validation, 0)
+        probe(recipe, lambda: read_sample(validation, 0))
     return training, validation
 
 
@@ -96,5 +98,14 @@ def open_both(kind: Kind, recipe: Recipe) -> tuple[ExampleSource, ExampleSource 
     training = opened(recipe.data.train)
     validation = opened(recipe.data.validation) if recipe.data.validation else None
     if validation is not None:
-        read_example(validation, 0)
+        probe(recipe, lambda: read_example(validation, 0))
     return training, validation
+
+
+def probe(recipe: Recipe, read: Callable[[], object]) -> None:
+    """Reads the first record of validation; ValueError that names the lists if its image cannot be read."""
+    try:
+        read()
+    except BrokenImage as error:
+        lists = " ".join(recipe.data.validation)
+        raise AlbefValueError(f"{lists}: the image of its first record cannot be read: {error}") from error

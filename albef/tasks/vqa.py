@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from albef.data.examples import Example, ExampleSource
-from albef.data.processor import Processor, clean_question
+from albef.data.processor import Processor
+from albef.data.text import clean_question
 from albef.errors import AlbefValueError
 from albef.files import write_atomically
 from albef.metrics.pairing import counts

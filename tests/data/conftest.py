@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from albef.data.processor import SPECIALS, Processor, build_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import SPECIALS, build_tokenizer
 
 WORDS = ("a", "red", "green", "blue", "dog", "cat", "runs", "person", "##s")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"

@@ -216,6 +216,27 @@ class TestSignals:
         assert trainer.communicate(timeout=60) == ("", None)
 
 
+def ran(tmp_path, script):
+    """What a script says, on both channels."""
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment).stdout
+
+
+def test_a_script_without_its_guard_is_told_so(tmp_path):
+    script = "from albef.data.loader import make_loader\nnext(iter(make_loader([1, 2], [[0], [1]], list, workers=1)))\n"
+    last = ran(tmp_path, script).strip().splitlines()[-1]
+    assert "a process that loads images ended unexpectedly" in last
+    assert 'a script must put what it does under `if __name__ == "__main__":`' in last
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="groups of processes")
+def test_importing_every_module_leaves_the_process_in_its_group(tmp_path):
+    script = "import os\nbefore = os.getpgid(0)\nimport albef.data.forkserver\nprint(os.getpgid(0) == before)\n"
+    assert ran(tmp_path, script) == "True\n"
+
+
 class TestCachedSet:
     def test_same_batch_as_the_loader_but_for_augmentation(self, source, processor):
         whole = TrainTransform(processor.image_size, scale=None, flip=False)

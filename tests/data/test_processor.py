@@ -8,14 +8,8 @@ from PIL import Image
 
 from albef.data.broken import BrokenImage
 from albef.data.images import open_image
-from albef.data.processor import (
-    SPECIALS,
-    Processor,
-    build_tokenizer,
-    clean_caption,
-    clean_question,
-    train_tokenizer,
-)
+from albef.data.processor import Processor
+from albef.data.text import SPECIALS, build_tokenizer, clean_caption, clean_question, train_tokenizer
 from tests.data.conftest import image, noise
 
 
@@ -60,14 +54,12 @@ class TestWords:
     def test_half_an_emoji_is_no_error(self, processor):
         assert processor.texts(["dog \ud83d"])["input_ids"].tolist() == processor.texts(["dog"])["input_ids"].tolist()
 
-    def test_padding_to_a_length(self, processor):
-        batch = processor.texts(["a dog"], max_tokens=5, pad_to=8)
-        assert batch["input_ids"].shape == (1, 8)
+    def test_cutting(self, processor):
+        batch = processor.texts(["a dog"], max_tokens=5)
         assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-        assert batch["attention_mask"].sum() == 3
-        assert processor.texts(["dog " * 20], pad_to=4)["input_ids"].shape == (1, 4)
-        with pytest.raises(ValueError, match="max_tokens 9 must be at least 1 and at most pad_to"):
-            processor.texts(["a"], max_tokens=9, pad_to=8)
+        assert batch["attention_mask"].tolist() == [[1, 1, 1]]
+        with pytest.raises(ValueError, match="max_tokens 0 must be at least 1"):
+            processor.texts(["a"], max_tokens=0)
 
     def test_no_texts(self, processor):
         assert processor.texts([])["input_ids"].shape == (0, 0)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from albef.data import records
 from albef.data.loader import StepBatches
-from albef.data.processor import Processor, clean_caption, load_tokenizer
-from albef.data.records import Packed
+from albef.data.processor import Processor
+from albef.data.records import PackedStrings
+from albef.data.text import clean_caption, load_tokenizer
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -81,7 +82,7 @@ def test_ranks_share_a_step_whatever_their_number(data):
 @quick
 @given(st.lists(any_text), st.sampled_from([0, 2**20]))
 def test_packed_texts_come_back(texts, small):
-    packed = Packed(texts)
+    packed = PackedStrings(texts)
     with mock.patch.object(records, "SMALL", small):
         sent = pickle.loads(pickle.dumps(packed))
     for found in (packed, sent):

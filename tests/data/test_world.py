@@ -10,8 +10,8 @@ import pytest
 
 from albef.data.examples import open_examples
 from albef.data.images import open_image
-from albef.data.processor import load_tokenizer
 from albef.data.sources import open_sources
+from albef.data.text import load_tokenizer
 from albef_demo import world_tasks
 from albef_demo.world import COLOURS, QUARTERS, SHAPES, SIDE, SIZES, scene
 from albef_demo.world_tasks import LABELS, WorldExamples

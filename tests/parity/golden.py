@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from albef.data.processor import Processor, build_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import build_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone

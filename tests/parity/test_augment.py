@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from albef.data.augment import FILL, MAX_LEVEL, NAMES, OPERATIONS, RandAugment
-from albef.data.processor import Processor, build_tokenizer
+from albef.data.processor import Processor
+from albef.data.text import build_tokenizer
 from tests.parity import golden
 
 

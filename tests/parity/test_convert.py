@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from albef.data.processor import build_tokenizer
+from albef.data.text import build_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.convert import convert_file, initial_model, read_checkpoint
 from albef.models.hub import load_training
