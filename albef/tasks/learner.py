@@ -204,6 +204,12 @@ def start_model(
             say([f"start: {begin}", *report])
         processor = replace(Processor.from_pretrained(begin), image_size=config.image_size)
         return model, processor, None if goes_on else Memory(*memory)
+    if recipe.usual_init and distributed.rank() == 0:
+        warnings.warn(
+            f"recipe {recipe.name!r} without --init starts from random weights; the original starts from "
+            f"{recipe.usual_init}",
+            stacklevel=2,
+        )
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = make(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))

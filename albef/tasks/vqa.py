@@ -19,7 +19,7 @@ from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor, clean_question
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ANSWERS, model_folder
+from albef.files import ANSWERS, data_path, model_folder
 from albef.metrics.pairing import counts
 from albef.metrics.vqa import vqa_accuracy
 from albef.models.answering import AlbefForAnswering
@@ -138,6 +138,7 @@ def answers_file(folder: str | Path) -> Path:
 
 def read_answers(path: str | Path) -> list[str]:
     """A JSON list of answers, each once. ValueError if it is anything else, or empty; FileNotFoundError without one."""
+    path = data_path(str(path))
     if not Path(path).is_file():
         raise AlbefFileNotFoundError(
             f"{path}: no list of answers here; make one with `albef answers`, name it by --answers"
