@@ -94,6 +94,20 @@ def test_files_of_the_original(tmp_path, capsys):
         convert(checkpoint=tmp_path / "ours", to_official=tmp_path / "wide.pth", image_size=(32, 64))
 
 
+def test_files_in_the_wrapping_of_lavis(tmp_path):
+    """Its runner writes the model beside the state of its optimiser, its config, the scaler and the epoch."""
+    config = replace(SMALL, vocab_size=6, mlm_head=False)
+    model = AlbefModel(config)
+    beside = {"optimizer": {"state": {}, "param_groups": [{"lr": 1e-5}]}, "scaler": {"scale": 65536.0}, "epoch": 4}
+    wrapped = {"model": to_official(model.state_dict(), config), "config": {"run": {"task": "retrieval"}}, **beside}
+    torch.save(wrapped, tmp_path / "albef_lavis.pt")
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "a"]), encoding="utf-8")
+    ours = {"out": tmp_path / "ours", "vocabulary": tmp_path / "vocab.txt"}
+    assert "dropped config, optimizer, scaler, epoch" in convert(checkpoint=tmp_path / "albef_lavis.pt", **ours)
+    state = load_model(tmp_path / "ours").state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -155,7 +155,10 @@ def read_answers(path: str | Path) -> list[str]:
 def checked_answers(answers: Sequence[str], name: str = "the answer list") -> list[str]:
     """Each answer once, in order. ValueError if there is none."""
     if not answers:
-        raise AlbefValueError(f"{name} is empty; make one with `albef answers questions.json --out answers.json`")
+        raise AlbefValueError(
+            f"{name} is empty; make one with `albef answers questions.json --out answers.json` and give it by "
+            "--answers, or have answers written freely, by --free"
+        )
     return list(dict.fromkeys(answers))
 
 
