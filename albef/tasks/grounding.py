@@ -225,7 +225,10 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
 def checked_boxes(example: Example) -> tuple[Box, ...]:
     """The right boxes. ValueError for a phrase without one."""
     if not example.boxes:
-        raise AlbefValueError(f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`")
+        raise AlbefValueError(
+            f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`, or name REFER's "
+            "folder and a split of it, such as refcoco+/val: the original's own lists hold no boxes"
+        )
     return example.boxes
 
 
