@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = command("convert", _convert, "turn a published .pth file, of any task, into a folder that albef loads")
     convert.add_argument("checkpoint", nargs="?", type=Path, help="e.g. ALBEF.pth, or the folder of a saved model")
-    convert.add_argument("--out", type=Path, required=True, help="folder to write")
+    convert.add_argument("--out", type=Path, help="folder to write")
     convert.add_argument("--image-size", **_IMAGE_SIZE)
     convert.add_argument("--vocabulary", type=Path, help="vocab.txt (default: BERT's, which comes along)")
     convert.add_argument("--vision-heads", type=int, help="attention heads of the image encoder, if not 64 wide")
@@ -148,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--half", action="store_true", help="store the model's weights in half precision")
     convert.add_argument("--slim", action="store_true", help="leave out the momentum teacher and its queues")
     convert.add_argument("--deit", type=Path, help="start of pre-training: DeiT-B/16 weights for the image encoder")
-    convert.add_argument("--bert", type=Path, help="start of pre-training: BERT-base weights for text and fusion")
+    convert.add_argument("--bert", type=Path, help="start of pre-training: BERT's weights for text and fusion")
+    convert.add_argument("--to-official", type=Path, metavar="FILE", help="write a .pth for the original or LAVIS")
 
     recipes = command("recipes", _recipes, "list the recipes, or show one with its source and result")
     recipes.add_argument("name", nargs="?", help="the one to show")
@@ -319,38 +320,10 @@ def _answers(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _convert(options: argparse.Namespace, _: list[str]) -> None:
-    import shutil
+    from albef.conversion import convert
 
-    import torch
-
-    from albef.data.processor import Processor
-    from albef.data.text import load_tokenizer
-    from albef.files import ANSWERS
-    from albef.models import convert, hub
-    from albef.models.config import preset
-
-    path, out = options.checkpoint, options.out
-    if bool(path) == bool(options.deit or options.bert):
-        raise AlbefValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
-    if path and path.is_dir():
-        processor = Processor.from_pretrained(path)
-        print(convert.convert_folder(path, out, options.image_size, options.half, options.slim))
-        if (path / ANSWERS).is_file():
-            shutil.copyfile(path / ANSWERS, out / ANSWERS)
-    else:
-        processor = Processor(load_tokenizer(str(options.vocabulary or "bert")), preset("base").image_size)
-    if path and not path.is_dir():
-        words = processor.tokenizer.get_vocab()
-        heads = {"vision_heads": options.vision_heads, "text_heads": options.text_heads}
-        print(convert.convert_file(path, out, words, options.image_size, **heads, half=options.half, slim=options.slim))
-    elif not path:
-        model = convert.initial_model(preset("base"), options.deit, options.bert)
-        model.save_pretrained(out, torch.float16 if options.half else None)
-        hub.save_training(out, None, None)
-    height, width = hub.load_config(out)["image_size"]
-    processor.image_size = height, width
-    processor.save_pretrained(out)
-    print(f"saved in {out}")
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "traceback")}
+    print(convert(**given))
 
 
 def _recipes(options: argparse.Namespace, _: list[str]) -> None:

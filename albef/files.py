@@ -15,6 +15,7 @@ from albef.errors import AlbefFileNotFoundError
 ASSETS = Path(__file__).parent / "assets"
 PREFIX = "albef:"
 MODELS = ASSETS / "models"
+DATA = Path("data")
 GENERATED = {"world:": "albef_demo.world_tasks"}
 """Names of data that are made and not read begin so -> the module that makes them: it has `open_records(name)` and
 `open_examples(kind, name)`."""
@@ -22,8 +23,14 @@ ANSWERS = "answers.json"  # beside a model that answers: the list it ranks
 
 
 def data_path(name: str) -> str:
-    """`albef:emoji/noto.tar.gz` is the package's own file; everything else is left as it is."""
-    return str(ASSETS / name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+    """Where data lie: `albef:emoji/noto.tar.gz` is the package's own file, everything else a path.
+
+    A path that leads nowhere is looked for in the folder `data` too, where the original keeps its lists.
+    """
+    if name.startswith(PREFIX):
+        return str(ASSETS / name.removeprefix(PREFIX))
+    inside = DATA / name
+    return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
 def generator(name: str) -> ModuleType | None:

@@ -137,7 +137,9 @@ def test_answers_are_ranked_by_the_whole_list_whatever_is_shown(answering, image
 def test_answers_of_ones_own(answering, image):
     assert [a.text for a in answering.answer(image, "what is it", answers=["ring"])] == ["ring"]
     assert len(answering.answer(image, "what is it", answers=["ring", "cross", "ring"])) == 2
-    with pytest.raises(ValueError, match=r"the answer list is empty; make one with `albef answers"):
+    with pytest.raises(
+        ValueError, match=r"the answer list is empty; make one with `albef answers.* by --answers, or .*--free"
+    ):
         answering.answer(image, "what is it", answers=[])
     with pytest.raises(ValueError, match="a list of answers is for ranking; leave it out to write freely"):
         answering.answer(image, "what is it", answers=["ring"], free=True)

@@ -293,7 +293,9 @@ def test_command_converts_files_and_folders(tmp_path, capsys):
 def test_heads_that_are_not_64_wide_must_be_given(tmp_path):
     config = replace(CONFIG, vision_width=48, vision_heads=3)
     torch.save(to_official(AlbefModel(config).state_dict(), config), tmp_path / "some.pth")
-    with pytest.raises(ValueError, match="vision width 48 is not made of 64-wide heads; give vision_heads"):
+    with pytest.raises(
+        ValueError, match="vision width 48 is not made of 64-wide heads; give their number by --vision-heads"
+    ):
         read_checkpoint(tmp_path / "some.pth")
     assert read_checkpoint(tmp_path / "some.pth", vision_heads=3).config == config
 

@@ -16,7 +16,7 @@ from albef.data.sources import open_sources
 from tests import test_readme
 
 DOCS = Path(__file__).parents[1] / "docs"
-TASKS, MIGRATE = DOCS / "tasks.md", DOCS / "migrate.md"
+TASKS, MIGRATE, LAVIS = DOCS / "tasks.md", DOCS / "migrate.md", DOCS / "lavis.md"
 KINDS = ("vqa", "classification", "pairs", "phrases")  # of the records in docs/tasks.md, after retrieval's
 
 
@@ -38,8 +38,9 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_readme, "README", TASKS)
     test_readme.test_python_blocks_run(tmp_path, monkeypatch)
-    for block in blocks(TASKS, "py"):  # needs a run of one's own
-        compile(block, TASKS.name, "exec")
+    for page in (TASKS, LAVIS):
+        for block in blocks(page, "py"):  # needs a run or a file of one's own
+            compile(block, page.name, "exec")
 
 
 def test_records_are_read(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_records_are_read(tmp_path: Path) -> None:
     assert len(records) == 1 + len(KINDS)
 
 
-@pytest.mark.parametrize("page", [TASKS, MIGRATE], ids=["tasks", "migrate"])
+@pytest.mark.parametrize("page", [TASKS, MIGRATE, LAVIS], ids=["tasks", "migrate", "lavis"])
 def test_commands_are_understood(page: Path) -> None:
     for words in commands(page):
         options, rest = cli._parser().parse_known_args(words)

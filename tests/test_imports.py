@@ -15,8 +15,21 @@ PACKAGE = Path(__file__).resolve().parents[1] / "albef"
 MAY_IMPORT = {
     "": [],  # albef/__init__.py
     "__main__": ["cli"],
-    "cli": ["shell", "evaluation", "recipes", "tasks", "engine", "data", "models", "distributed", "recipe", "files"],
+    "cli": [
+        "shell",
+        "evaluation",
+        "conversion",
+        "recipes",
+        "tasks",
+        "engine",
+        "data",
+        "models",
+        "distributed",
+        "recipe",
+        "files",
+    ],
     "evaluation": ["tasks", "data", "models", "distributed", "files"],
+    "conversion": ["data", "models", "files"],
     "shell": ["api", "tasks"],
     "api": ["tasks", "data", "models", "metrics", "heat", "files"],
     "heat": [],

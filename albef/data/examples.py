@@ -70,8 +70,9 @@ def _opened(
         yield made.open_examples(kind, pattern)
         return
     place = Path(data_path(pattern))
-    if kind == "phrases" and not place.exists() and is_refer(place.parent):
-        yield refcoco_examples(place.parent, image_root or place.parent, split=place.name)
+    refer = Path(data_path(str(place.parent)))
+    if kind == "phrases" and not place.exists() and is_refer(refer):
+        yield refcoco_examples(refer, image_root or refer, split=place.name)
         return
     for file in expand(str(place)):
         if kind == "phrases" and is_refer(file):
@@ -80,9 +81,9 @@ def _opened(
             yield (found := PackedExamples(_read(kind, file, first, image_root, vg_root)))
             first += len(found)
         else:
-            refer = " or a folder of REFER, with refs(*).p and instances.json" if kind == "phrases" else ""
+            folder = " or a folder of REFER, with refs(*).p and instances.json" if kind == "phrases" else ""
             raise AlbefValueError(
-                f"{file}: no {kind} examples; give a .json list such as [{_FORMS[kind].right}]{refer}"
+                f"{file}: no {kind} examples; give a .json list such as [{_FORMS[kind].right}]{folder}"
             )
 
 

@@ -1,13 +1,14 @@
-"""Published files (ALBEF's, DeiT's, BERT's) as models of ours (spec §6).
+"""Published files (ALBEF's, DeiT's, BERT's) as models of ours, and models of ours as files of the original (spec §6).
 
 Whatever a file lacks, or has that the table of `names.py` doesn't know, is an error.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from albef.models.names import (
     from_official,
     rank,
     square_grid,
+    to_official,
     without_bert,
 )
 from albef.models.start import fit_positions, load_model, resized
@@ -100,6 +102,15 @@ def read_checkpoint(
     return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), tuple(labels))
 
 
+def check_vocabulary(config: AlbefConfig, vocabulary: Collection[str], path: str | Path) -> None:
+    """ValueError unless the vocabulary is as long as the one that the model in `path` learned with."""
+    if len(vocabulary) != config.vocab_size:
+        raise AlbefValueError(
+            f"{path} knows {config.vocab_size} words, but the vocabulary has {len(vocabulary)}; give the vocab.txt it "
+            "was trained with by --vocabulary (bert-base-uncased's, which comes along, for the published ones)"
+        )
+
+
 def recognise(state: State) -> Architecture:
     """Which model of ours fits tensors under official names."""
     marked = [model for mark, model in _MARKS.items() if any(name.startswith(mark) for name in state)]
@@ -125,11 +136,8 @@ def convert_file(
     `read_checkpoint`.
     """
     read = read_checkpoint(path, image_size, vision_heads, text_heads)
-    if vocabulary is not None and len(vocabulary) != read.config.vocab_size:
-        raise AlbefValueError(
-            f"{path} knows {read.config.vocab_size} words, but the vocabulary has {len(vocabulary)}; "
-            "give the vocab.txt it was trained with (bert-base-uncased's for the published ones)"
-        )
+    if vocabulary is not None:
+        check_vocabulary(read.config, vocabulary, path)
     return _write(read, path, out_folder, half, slim)
 
 
@@ -141,13 +149,100 @@ def convert_folder(
     slim: bool = False,
 ) -> str:
     """Writes a saved model of ours anew, as `convert_file` does a published one."""
+    return _write(_read_folder(folder, image_size), folder, out_folder, half, slim)
+
+
+def write_official(
+    folder: str | Path, file: str | Path, image_size: ImageSize | None = None, half: bool = False, slim: bool = False
+) -> str:
+    """Writes a saved model of ours as a `.pth` file that the original and LAVIS read; returns a report in words.
+
+    The file holds `{"model": tensors}` under official names: the model, its momentum twins (copies of the model where
+    no teacher was saved, since the original's fine-tuning asks for them) and the queues, where they were saved. `slim`
+    writes the model alone, `half` in half precision. ValueError for a grid of patches that is no square, which the
+    original couldn't read.
+    """
+    read, file = _read_folder(folder, image_size), Path(file)
+    rows, columns = read.config.grid
+    if rows != columns:
+        raise AlbefValueError(
+            f"{folder}: images of {read.config.image_size[0]} x {read.config.image_size[1]} pixels, but the original "
+            "knows square ones only; give --image-size, for example 384"
+        )
+    state = official_state(read, slim)
+    if half:
+        state = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, f"{file}.tmp")
+    os.replace(f"{file}.tmp", file)  # whole or absent, whenever a crash comes
+    taught = read.teacher is None and not slim and any(_is_twin(name) for name in state)
+    return "\n".join(
+        [
+            *_description(read, folder),
+            *read.notes,
+            *(["momentum twins: copies of the model, since no teacher was saved with it"] if taught else []),
+            f"written: {file} ({len(state)} tensors{', in half precision' if half else ''})",
+        ]
+    )
+
+
+def official_state(read: Checkpoint, slim: bool = False) -> dict[str, Tensor]:
+    """All tensors of a checkpoint under official names; with `slim` those of the model alone.
+
+    The ids of the queues, which only retrieval's files hold, are unknown there (-100) unless they were saved.
+    """
+    state = to_official(read.model, read.config, read.architecture)
+    if slim or read.architecture is AlbefForTextAssignment:  # which has no teacher
+        return _apart(state)
+    taught = to_official(read.teacher or read.model, read.config, read.architecture)
+    state |= {_twinned(name): tensor for name, tensor in taught.items() if name not in _NOT_TAUGHT}
+    if read.queue is not None:
+        state |= {name: read.queue[name].T for name in ("image_queue", "text_queue")}
+        state["queue_ptr"] = read.queue["pointer"].reshape(1)
+        if not read.config.mlm_head:
+            state["idx_queue"] = read.queue["image_id"][None]
+    return _apart(state)
+
+
+def _apart(state: State) -> dict[str, Tensor]:
+    """Each tensor with a memory of its own: parts of a stacked tensor would be saved with the whole of it."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _read_folder(folder: str | Path, image_size: ImageSize | None) -> Checkpoint:
     model, saved = load_model(folder, image_size), AlbefConfig.from_dict(hub.load_config(folder))
     teacher, queue = hub.load_training(folder)
     if teacher:
         fit_positions(teacher, saved, model.config)
     notes, labels = tuple(resized(saved, model.config)), tuple(model.options().get("labels", ()))
-    read = Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, labels)
-    return _write(read, folder, out_folder, half, slim)
+    return Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, labels)
+
+
+def starting_config(
+    config: AlbefConfig,
+    deit_path: str | Path | None = None,
+    bert_path: str | Path | None = None,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+) -> AlbefConfig:
+    """`config` with the sizes of the files that a pre-training starts from: width, depth, vocabulary, positions.
+
+    The lower half of BERT's layers encodes the text, the upper half fuses, as in the paper. Heads are 64 wide unless
+    given. ValueError for a file that is not one of DeiT or BERT.
+    """
+    if deit_path is not None:
+        state = _unwrap(read_file(deit_path), deit_path)[0]
+        state = {f"visual_encoder.{name}": tensor for name, tensor in state.items()}
+        _check_ranks(state, {PATCHES: 4, POSITIONS: 3}, f"{deit_path} is no file of DeiT")
+        config = replace(config, **_vision_sizes(state, vision_heads, deit_path))
+    if bert_path is not None:
+        state = _unwrap(read_file(bert_path), bert_path)[0]
+        state = {without_bert(f"{TEXT}{name}"): tensor for name, tensor in state.items()}
+        _check_ranks(state, _TEXT_RANKS, f"{bert_path} is no file of BERT")
+        sizes = _text_sizes(state, text_heads, bert_path)
+        depth = len(_indices(state, _LAYERS))
+        config = replace(config, **sizes, text_layers=depth // 2, fusion_layers=depth - depth // 2)
+    return config
 
 
 def initial_model(
@@ -187,6 +282,11 @@ def _is_twin(name: str) -> bool:
     return name.split(".")[0].endswith("_m")
 
 
+def _twinned(name: str) -> str:
+    part, dot, rest = name.partition(".")
+    return f"{part}_m{dot}{rest}"
+
+
 def _untwinned(name: str) -> str:
     return name.replace("_m.", ".", 1)
 
@@ -222,42 +322,62 @@ def _drop(state: dict[str, Tensor], reasons: dict[str, str]) -> list[str]:
     return [f"dropped {name}, {why}" for name, why in reasons.items() if state.pop(name, None) is not None]
 
 
+_WORDS, _LENGTHS = f"{TEXT}embeddings.word_embeddings.weight", f"{TEXT}embeddings.position_embeddings.weight"
+_FIRST, _PROJECTION = f"{TEXT}encoder.layer.0.intermediate.dense.weight", "vision_proj.weight"
+_LAYERS = r"text_encoder\.encoder\.layer\.(\d+)\."
+_TEXT_RANKS = {_WORDS: 2, _LENGTHS: 2, _FIRST: 2}
+
+
 def _infer_config(
     official: State, architecture: Architecture, vision_heads: int | None, text_heads: int | None, path: str | Path
 ) -> AlbefConfig:
     state = {without_bert(name): tensor for name, tensor in official.items()}
-    first, words = f"{TEXT}encoder.layer.0.intermediate.dense.weight", f"{TEXT}embeddings.word_embeddings.weight"
-    lengths, projection = f"{TEXT}embeddings.position_embeddings.weight", "vision_proj.weight"
-    ranks = {PATCHES: 4, POSITIONS: 3, words: 2, lengths: 2, first: 2}
+    ranks = {PATCHES: 4, POSITIONS: 3, **_TEXT_RANKS}
     if architecture in (AlbefModel, AlbefForTextAssignment):
-        ranks[projection] = 2
-    lacking = hub.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
-    if lacking:
-        raise AlbefValueError(
-            f"{path}, read as an {architecture.__name__}, is no checkpoint of ALBEF: {lacking}. Give a file that its "
-            "code has written for pre-training, retrieval, grounding, VQA, entailment, NLVR2 or text assignment"
-        )
+        ranks[_PROJECTION] = 2
+    _check_ranks(state, ranks, f"{path}, read as an {architecture.__name__}, is no checkpoint of ALBEF")
     patch_size, rows = state[PATCHES].shape[-1], square_grid(state, str(path))[0]
-    vision_width, (vocab_size, text_width) = len(state[PATCHES]), state[words].shape
-    layers = _indices(state, r"text_encoder\.encoder\.layer\.(\d+)\.")
-    fusion = _indices(state, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
+    layers, fusion = _indices(state, _LAYERS), _indices(state, _LAYERS + r"crossattention\.")
     twice = architecture in (AlbefForPairs, AlbefForTextAssignment)
     return AlbefConfig(
         image_size=(rows * patch_size, rows * patch_size),
-        patch_size=patch_size,
-        vision_width=vision_width,
-        vision_layers=len(_indices(state, r"visual_encoder\.blocks\.(\d+)\.")),
-        vision_heads=vision_heads or _heads(vision_width, "vision", path),
-        text_width=text_width,
+        **_vision_sizes(state, vision_heads, path),
+        **_text_sizes(state, text_heads, path),
         text_layers=len(layers - fusion),
         fusion_layers=len(fusion) // 2 if twice else len(fusion),
-        text_heads=text_heads or _heads(text_width, "text", path),
-        text_intermediate=len(state[first]),
-        vocab_size=vocab_size,
-        max_positions=len(state[lengths]),
         mlm_head=any(name.startswith(f"{TEXT}cls.") for name in state),
-        **({"embed_dim": len(state[projection])} if projection in ranks else {}),
+        **({"embed_dim": len(state[_PROJECTION])} if _PROJECTION in ranks else {}),
     )
+
+
+def _check_ranks(state: State, ranks: dict[str, int], problem: str) -> None:
+    lacking = hub.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
+    if lacking:
+        raise AlbefValueError(
+            f"{problem}: {lacking}. Give a file that ALBEF's code has written for pre-training, retrieval, grounding, "
+            "VQA, entailment, NLVR2 or text assignment; --deit and --bert take those of DeiT and of Hugging Face's BERT"
+        )
+
+
+def _vision_sizes(state: State, heads: int | None, path: str | Path) -> dict[str, Any]:
+    width = len(state[PATCHES])
+    return {
+        "patch_size": state[PATCHES].shape[-1],
+        "vision_width": width,
+        "vision_layers": len(_indices(state, r"visual_encoder\.blocks\.(\d+)\.")),
+        "vision_heads": heads or _heads(width, "vision", path),
+    }
+
+
+def _text_sizes(state: State, heads: int | None, path: str | Path) -> dict[str, Any]:
+    vocab_size, width = state[_WORDS].shape
+    return {
+        "text_width": width,
+        "text_heads": heads or _heads(width, "text", path),
+        "text_intermediate": len(state[_FIRST]),
+        "vocab_size": vocab_size,
+        "max_positions": len(state[_LENGTHS]),
+    }
 
 
 def _indices(state: State, pattern: str) -> set[int]:
@@ -266,7 +386,9 @@ def _indices(state: State, pattern: str) -> set[int]:
 
 def _heads(width: int, name: str, path: str | Path) -> int:
     if width % 64:
-        raise AlbefValueError(f"{path}: the {name} width {width} is not made of 64-wide heads; give {name}_heads")
+        raise AlbefValueError(
+            f"{path}: the {name} width {width} is not made of 64-wide heads; give their number by --{name}-heads"
+        )
     return width // 64
 
 

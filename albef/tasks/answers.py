@@ -12,7 +12,7 @@ from tokenizers import normalizers
 from albef.data.examples import ExampleSource
 from albef.data.reading import read_text, whole
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
-from albef.files import ANSWERS, model_folder, write_atomically
+from albef.files import ANSWERS, data_path, model_folder, write_atomically
 from albef.models.hub import CONFIG, WEIGHTS
 
 _NORMALIZER = normalizers.BertNormalizer(strip_accents=True)
@@ -49,6 +49,7 @@ def answers_file(folder: str | Path) -> Path:
 
 def read_answers(path: str | Path) -> list[str]:
     """A JSON list of answers, each once. ValueError if it is anything else, or empty; FileNotFoundError without one."""
+    path = data_path(str(path))
     if not Path(path).is_file():
         raise AlbefFileNotFoundError(
             f"{path}: no list of answers here; make one with `albef answers`, name it by --answers"
@@ -73,5 +74,8 @@ def checked_answers(answers: Iterable[str], name: str = "the answer list") -> li
     for answer in answers:
         first.setdefault(spelled_alike(answer), answer)
     if not first:
-        raise AlbefValueError(f"{name} is empty; make one with `albef answers questions.json --out answers.json`")
+        raise AlbefValueError(
+            f"{name} is empty; make one with `albef answers questions.json --out answers.json` and give it by "
+            "--answers, or have answers written freely, by --free"
+        )
     return list(first.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -86,6 +87,12 @@ def start_model(
         start = Processor.from_pretrained(recipe.init)
         processor = replace(start, image_size=config.image_size, max_words=data.max_words)
         return model, processor, SavedTeacher(*states)
+    if recipe.usual_init and distributed.rank() == 0:
+        warnings.warn(
+            f"recipe {recipe.name!r} without --init starts from random weights; the original starts from "
+            f"{recipe.usual_init}",
+            stacklevel=2,
+        )
     words = data.tokenizer
     tokenizer = load_tokenizer(words) if words else train_tokenizer(texts(), recipe.model.vocab_size)
     model = build_model(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))

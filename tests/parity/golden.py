@@ -6,12 +6,15 @@ replayed by pointing ALBEF_GOLDEN at it.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from albef.data.processor import Processor
 from albef.data.text import build_tokenizer
@@ -118,6 +121,17 @@ def _new_heads(name: str, recorded_as: dict[str, str]) -> dict[str, torch.Tensor
 def processor(image_size: tuple[int, int]) -> Processor:
     """The set's tokenizer with images of `image_size` pixels."""
     return Processor(build_tokenizer(vocabulary()), image_size)
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What `module` gives each time it is called inside the `with` block, in order."""
+    outputs: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda *call: outputs.append(call[-1].detach()))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def twin(name: str) -> str:

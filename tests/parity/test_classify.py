@@ -87,7 +87,9 @@ def test_text_assignment():
         "input_ids": tensors["input_ids"],
         "attention_mask": tensors["attention_mask"],
     }
-    loss = made(batch)["assign"]
+    with golden.outputs_of(made.model.ta_head) as logits:
+        loss = made(batch)["assign"]
+    golden.close(torch.cat(logits), tensors["pred"], "pred")
     loss.backward()
     golden.close(made.drawn_from, tensors["weights"], "weights")
     assert loss.item() == pytest.approx(record["loss"], rel=1e-4, abs=1e-4)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from albef.conversion import convert
 from albef.data.text import build_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.convert import convert_file, initial_model, read_checkpoint
@@ -159,6 +160,51 @@ def test_converted_folder(name, tmp_path, image_size):
     for words in (read.architecture.__name__, *read.notes, *read.labels, str(tmp_path), "teacher"):
         assert words in report
     assert ("queues" in report) == (queue is not None)
+
+
+def converted(name, folder):
+    """`name`.pth as a folder of ours, by the command's function."""
+    meta, bert = golden.json_of("meta"), golden.json_of("config_bert")
+    heads = {"vision_heads": meta["sizes"]["vit_heads"], "text_heads": bert["num_attention_heads"]}
+    convert(checkpoint=golden.folder() / f"{name}.pth", out=folder, vocabulary=golden.folder() / "vocab.txt", **heads)
+    return folder
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_back_to_a_file_of_the_original(name, tmp_path):
+    """Bit for bit, by way of a folder of ours; but the ids of the queue, which are of no use to another run."""
+    report = convert(checkpoint=converted(name, tmp_path / "ours"), to_official=tmp_path / "again.pth")
+    again, wanted = torch.load(tmp_path / "again.pth", weights_only=True), recorded(name)
+    assert list(again) == ["model"] and str(tmp_path / "again.pth") in report
+    if "idx_queue" in wanted:
+        wanted["idx_queue"] = torch.full_like(wanted["idx_queue"], -100)
+    assert_equal(again["model"], wanted)
+    assert all(tensor.dtype == wanted[key].dtype for key, tensor in again["model"].items())
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_back_to_a_file_without_twins(name, tmp_path):
+    ours = converted(name, tmp_path / "ours")
+    convert(checkpoint=ours, to_official=tmp_path / "slim.pth", slim=True)
+    kept = {key for key in recorded(name) if not key.split(".")[0].endswith("_m") and "queue" not in key}
+    assert torch.load(tmp_path / "slim.pth", weights_only=True)["model"].keys() == kept
+    (ours / "training.safetensors").unlink()  # as in the folder of a run
+    report = convert(checkpoint=ours, to_official=tmp_path / "copied.pth")
+    state = torch.load(tmp_path / "copied.pth", weights_only=True)["model"]
+    twins = {key: tensor for key, tensor in state.items() if key.split(".")[0].endswith("_m")}
+    assert twins and "copies of the model" in report
+    assert all(tensor.equal(state[key.replace("_m.", ".", 1)]) for key, tensor in twins.items())
+
+
+@pytest.mark.parametrize("name", sorted(set(golden.STARTS) - set(CHECKPOINTS)))
+def test_models_that_no_file_holds_come_back_too(name, tmp_path):
+    model = golden.model(name)
+    model.save_pretrained(tmp_path / "ours")
+    convert(checkpoint=tmp_path / "ours", to_official=tmp_path / "some.pth")
+    heads = {"vision_heads": model.config.vision_heads, "text_heads": model.config.text_heads}
+    read = read_checkpoint(tmp_path / "some.pth", **heads)
+    assert read.architecture is type(model)
+    assert_equal(read.model, model.state_dict())
 
 
 def starting_files(official, folder):

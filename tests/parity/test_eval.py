@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from albef.data.text import clean_caption, clean_question
 from albef.metrics import boxes, vqa
 from albef.metrics.classification import accuracy
 from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
@@ -17,14 +20,17 @@ from albef.tasks.ranking import recalls
 DEFAULT = Path(__file__).resolve().parents[1] / "golden" / "eval"
 
 
+def folder() -> Path:
+    return Path(os.environ.get("ALBEF_GOLDEN_EVAL", DEFAULT))
+
+
 def recorded(name: str) -> Any:
     """Content of `name`.json; raises FileNotFoundError when the folder is not there."""
-    folder = Path(os.environ.get("ALBEF_GOLDEN_EVAL", DEFAULT))
-    if not folder.is_dir():
+    if not folder().is_dir():
         raise FileNotFoundError(
-            f"no folder of recorded scores at {folder}: set ALBEF_GOLDEN_EVAL to one with {name}.json"
+            f"no folder of recorded scores at {folder()}: set ALBEF_GOLDEN_EVAL to one with {name}.json"
         )
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def close(figure: float) -> Any:
@@ -55,6 +61,61 @@ def test_vqa_accuracy() -> None:
     truths = {index: case["answers"] for index, case in enumerate(cases)}
     wanted = np.mean([case["accuracy_official_v2"] for case in cases])
     assert vqa.vqa_accuracy(predictions, truths) == pytest.approx(wanted, abs=1e-5)
+
+
+def mappings(value: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every object inside `value`, with the names that lead to it."""
+    if isinstance(value, Mapping):
+        yield place, value
+        for name, inner in value.items():
+            yield from mappings(inner, f"{place} {name}")
+
+
+def test_vqa_aggregate() -> None:
+    """Questions of one set, where a set has them: each, all together, and by type of question and of answer.
+
+    A form that this test doesn't know is skipped.
+    """
+    whole = recorded("vqa_accuracy")
+    found = {place: inner for place, inner in mappings(whole.get("aggregate", {})) if "legacy" not in place}
+    lists = [value for inner in found.values() for value in inner.values() if isinstance(value, list)]
+    questions = next((one for one in lists if one and isinstance(one[0], Mapping) and "prediction" in one[0]), None)
+    if questions is None or not isinstance(questions[0].get("answers"), list):
+        pytest.skip("no aggregate of questions with `prediction` and `answers` in this set")
+    measured = [100 * vqa.answer_accuracy(one["prediction"], one["answers"]) for one in questions]
+    for one, figure in zip(questions, measured, strict=True):
+        assert figure == pytest.approx(one.get("accuracy_official_v2", figure), abs=1e-5), one
+    groups = [{"overall": measured}]
+    for kind in ("answer_type", "question_type"):
+        groups.append({})
+        for one, figure in zip(questions, measured, strict=True):
+            groups[-1].setdefault(one.get(kind, ""), []).append(figure)
+    for group in groups:  # the official scorer rounds to two digits
+        for wanted in (inner for inner in found.values() if group.keys() <= inner.keys()):
+            for name, figures in group.items():
+                assert np.mean(figures) == pytest.approx(wanted[name], abs=0.006), name
+
+
+CLEANING = {"caption": clean_caption, "question": clean_question}
+
+
+def cleaned(case: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What we make of a recorded string, and what the original does: `caption`, `question`, `caption_max5`, ..."""
+    raw = case.get("raw", case.get("input"))
+    for name, wanted in case.items():
+        form = re.fullmatch(r"(?:pre_)?(caption|question)(?:_max(\d+))?", name)
+        if form and isinstance(raw, str) and isinstance(wanted, str):
+            yield CLEANING[form[1]](raw, int(form[2] or 30)), wanted
+
+
+def test_text_cleanup() -> None:
+    """Captions and questions, where a set has them; a form that this test doesn't know is skipped."""
+    if not (folder() / "text_cleanup.json").is_file():
+        pytest.skip("no text_cleanup.json in this set")
+    found = [pair for case in recorded("text_cleanup").get("cases", []) for pair in cleaned(case)]
+    if not found:
+        pytest.skip("text_cleanup.json has no cases with `raw` or `input`, and `caption` or `question`")
+    assert [ours for ours, _ in found] == [theirs for _, theirs in found]
 
 
 def test_nlvr2() -> None:
@@ -117,6 +178,35 @@ def test_grounding_accuracy() -> None:
         for split, measured in boxes.accuracy_by_split(ious, splits).items():
             right = [figure >= 0.5 for figure, own in zip(wanted, splits, strict=True) if own == split]
             assert measured == close(np.mean(right)), split
+
+
+def overlaps_by_the_original(samples: Sequence[dict[str, Any]], exponent: float) -> list[float]:
+    """IoU of every sample's chosen box; where no score is positive, the original keeps the box of the sample before."""
+    ious, kept = [], None
+    for sample in samples:
+        best = boxes.choose_box(map_of(sample), sample["detections"], exponent)
+        kept = kept if best is None else sample["detections"][best]
+        assert kept is not None, "the original stops when this happens to the first sample"
+        ious.append(boxes.official_iou(sample["ref_box"], kept))
+    return ious
+
+
+def test_grounding_accuracy_with_the_box_of_the_phrase_before() -> None:
+    """All samples of every exponent, and the accuracies where a set has them: one of each exponent, or by split."""
+    found = recorded("grounding")
+    samples = found["samples"]
+    names = sorted({name for sample in samples for name in sample if re.fullmatch(r"alpha\d+", name)})
+    for name in names:
+        own = [sample for sample in samples if name in sample]
+        ious = overlaps_by_the_original(own, int(name.removeprefix("alpha")) / 10)
+        assert ious == [close(sample[name]["iou"]) for sample in own], name
+        wanted = found.get("accuracy", {}).get(name, {})
+        measured = boxes.accuracy_by_split(ious, [sample["split"] for sample in own])
+        if isinstance(wanted, Mapping):
+            shares = {split.removesuffix("_d"): share for split, share in wanted.items()}
+            assert shares == {split: close(measured[split]) for split in shares}, name
+        else:
+            assert boxes.accuracy(ious) == close(wanted), name
 
 
 def test_pointing_game() -> None:

@@ -46,6 +46,38 @@ def test_map_by_similarity(pairs, layer):
     assert frozen.equal(maps)
 
 
+@pytest.fixture
+def differentiated(monkeypatch):
+    """What autograd was asked for by name: the tensors [B, heads, rows, columns], and their gradients."""
+    calls, original = [], torch.autograd.grad
+
+    def grad(outputs, inputs, *rest, **options):
+        gradients = original(outputs, inputs, *rest, **options)
+        calls.append(((inputs[0] if isinstance(inputs, (tuple, list)) else inputs).detach(), gradients[0].detach()))
+        return gradients
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    return calls
+
+
+@pytest.mark.parametrize("block", blocks())
+def test_attention_and_gradient_of_matching(pairs, differentiated, block):
+    model, images, ids, mask, tensors = pairs
+    word_maps(model, images, ids, mask, layer=block - model.config.text_layers)
+    ((attention, gradient),) = differentiated
+    golden.close(attention[:, :, 0], tensors[f"itm_block{block}.attention_row0"])
+    golden.close(gradient[:, :, 0], tensors[f"itm_block{block}.gradient_row0"], atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", layers_of_itc())
+def test_attention_and_gradient_of_similarity(pairs, differentiated, layer):
+    model, images, ids, mask, tensors = pairs
+    similarity_maps(model, images, ids, mask, layer)
+    ((attention, gradient),) = differentiated
+    golden.close(attention[:, :, 0], tensors[f"itc_block{layer}.attention_cls"])
+    golden.close(gradient[:, :, 0], tensors[f"itc_block{layer}.gradient_cls"], atol=1e-6, rtol=1e-3)
+
+
 def test_boxes_chosen_by_the_maps():
     """The official grounding evaluation on a made-up detection task: scores of all boxes, accuracy by split."""
     record, tensors = golden.json_of("gradcam"), golden.tensors_of("gradcam")
@@ -66,7 +98,9 @@ def test_map_of_every_word(pairs):
     model, images, ids, mask, tensors = pairs
     wanted = tensors["notebook.per_token_cam"]
     words = slice(0, len(wanted))  # the notebook's single text isn't padded
-    maps = word_maps(model, images[:1], ids[:1, words], mask[:1, words], layer=0)
+    with golden.outputs_of(model.itm_head) as logits:
+        maps = word_maps(model, images[:1], ids[:1, words], mask[:1, words], layer=0)
+    golden.close(logits[0], tensors["notebook.itm_logits"])
     golden.close(maps[0], wanted, atol=1e-6, rtol=1e-3)
     padded = word_maps(model.requires_grad_(False), images, ids, mask, layer=0)
     golden.close(padded[0, words], wanted, atol=1e-6, rtol=1e-3)

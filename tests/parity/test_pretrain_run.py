@@ -60,6 +60,12 @@ def test_losses_of_the_run(trained):
         assert ours["temp"] == pytest.approx(recorded["temp"], abs=1e-5), index
 
 
+def test_weight_decay_of_both_groups():
+    run = golden.json_of("pretrain_train")
+    groups = make_optimizer(start(), optim_of(run)).param_groups
+    assert [group["weight_decay"] for group in groups] == [group["weight_decay"] for group in run["param_groups"]]
+
+
 def test_parameter_groups():
     run, objective = golden.json_of("pretrain_train"), start()
     table = official_names(objective.model.config)

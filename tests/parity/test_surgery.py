@@ -10,6 +10,7 @@ from albef.models.convert import convert_file
 from albef.models.names import ALIASES, POSITIONS, aliases, official_names, to_official
 from albef.models.start import load_start
 from albef.models.vit import resize_positions
+from albef.objectives.answer import AnswerObjective
 from tests.parity import golden
 
 TAUGHT = [name for name, (_, origin, _) in golden.STARTS.items() if origin == "pretrain" and name != "nlvr_ta"]
@@ -93,6 +94,17 @@ def test_dropped_is_what_the_original_has_no_place_for(name):
     # of a text assignment we never have what isn't learnt
     assert unexpected - dropped <= set(golden.json_of("nlvr_ta")["no_grad_params"])
     assert unexpected == dropped or origin == "nlvr_ta"
+
+
+def test_answering_without_a_teacher():
+    """Without distillation the original's model has no `_m` part, and the rest loads as it does with one."""
+    alone, both = golden.json_of("vqa_load")["no_distill"], golden.json_of("vqa_load")["distill"]
+    model, _, report = started("vqa")
+    assert AnswerObjective(model, distill=False).teacher is None
+    assert not online(alone["missing_keys"]) and not reported(report, "new")
+    assert online(alone["unexpected_keys"]) == online(both["unexpected_keys"])
+    dropped = official_parts(reported(report, "dropped"), golden.checkpoint("pretrain").config, AlbefModel)
+    assert dropped - set(both["source"].values()) == online(alone["unexpected_keys"]) & start_of("vqa").keys()
 
 
 @pytest.mark.parametrize("name", TAUGHT)
