@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from albef.errors import AlbefValueError
 from albef.models import hub
@@ -16,6 +18,21 @@ from albef.models.layout import Layout
 from albef.models.vit import VisionTransformer, resize_positions
 
 M = TypeVar("M", bound="Backbone")
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """New weights stay as memory has them, and the random state stays where it is: they are overwritten anyway.
+
+    PyTorch's meta device would do the same, but its first use imports 800 modules.
+    """
+
+    FILLING = ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func.__name__ in self.FILLING:
+            return args[0] if args else options["tensor"]
+        return torch.empty(*args, **options) if func is torch.randn else func(*args, **options)
 
 
 class Backbone(nn.Module):
@@ -67,9 +84,9 @@ class Backbone(nn.Module):
             name = "visual_encoder.pos_embed"
             state[name] = resize_positions(state[name], config.grid, wanted.grid)
             config = wanted
-        with torch.device("meta"):
-            names = cls(config).options()
-        model = cls(config, **{name: values[name] for name in names})
+        names = list(inspect.signature(cls).parameters)[1:]  # after `config`: the keys of `options`
+        with _WithoutDrawing():
+            model = cls(config, **{name: values[name] for name in names})
         hub.load_strictly(model, state, str(folder))
         return model.eval()
 
