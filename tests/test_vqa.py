@@ -86,6 +86,19 @@ def ranked(model, read, listed, k, official=False):
     return vqa.rank_answers(model, *read, listed["input_ids"], listed["attention_mask"], k, official)
 
 
+def test_answers_far_apart_keep_their_order(model, processor, read, monkeypatch):
+    """Their probabilities are all 0, and the order of zeros was that of the candidates."""
+    monkeypatch.setattr(vqa, "_likelihoods", lambda *_: torch.tensor([0.0, -300.0, -200.0, -400.0] * len(read[0])))
+    listed = processor.answers(ANSWERS[:4])
+    found, shares = vqa.rank_answers(model, *read, listed["input_ids"], listed["attention_mask"], 4)
+    monkeypatch.undo()
+    keys_values = model.decoder.keys_values(read[0])
+    first = model.decoder(listed["input_ids"][:1, :1].expand(len(read[0]), 1), keys_values, read[1])[:, 0]
+    starts = model.decoder.fill_in(first).log_softmax(-1)[:, listed["input_ids"][:, 1]]
+    assert torch.equal(found, starts.topk(4).indices[:, [0, 2, 1, 3]])
+    assert (shares[:, 0] == 1).all() and (shares[:, 1:] == 0).all()
+
+
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 8, 200])
 def test_ranking_is_that_of_each_answer_scored_alone(model, processor, read, alone, k, official):

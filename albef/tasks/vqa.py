@@ -185,8 +185,8 @@ def rank_answers(
         ]
     ).view(-1, k)
     scores = likelihoods + starts if official else likelihoods
-    probabilities, order = scores.softmax(-1).sort(descending=True, stable=True)
-    return candidates.gather(1, order), probabilities
+    ranked, order = scores.sort(descending=True, stable=True)  # probabilities would tie where scores are 100 apart
+    return candidates.gather(1, order), ranked.softmax(-1)
 
 
 def _rows(candidates: Tensor, most: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
