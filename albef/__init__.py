@@ -22,7 +22,8 @@ _PUBLIC = {
     "Processor": "albef.data.processor",
     "PretrainObjective": "albef.objectives.pretrain",
     "Recipe": "albef.recipe",
-    "load": "albef.api",
+    "Pipeline": "albef.pipeline",
+    "load": "albef.pipeline",
     "open_sources": "albef.data.sources",
     "preset": "albef.models.config",
 }

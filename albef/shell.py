@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from albef import api
+from albef import pipeline as api
 from albef.errors import AlbefValueError
 from albef.tasks.vqa import read_answers
 
@@ -53,8 +53,8 @@ def ground(options: argparse.Namespace) -> Found:
     return {"box": [x, y, width, height], "points": region.points, "image": str(options.out)}, lines
 
 
-def _load(options: argparse.Namespace) -> api.OneImage:
-    return api.load(options.model, options.image_size)
+def _load(options: argparse.Namespace) -> api.Pipeline:
+    return api.load(options.model, image_size=options.image_size)
 
 
 def _verdict(found: api.Verdict) -> Found:

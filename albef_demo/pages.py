@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from albef import api
+from albef import pipeline as api
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar

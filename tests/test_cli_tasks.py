@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 import albef
-import albef.api
+import albef.pipeline
 from albef.cli import _parser, main
 from albef.evaluation import TASKS_OF
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef_demo.world import scene
-from tests.test_api import LISTED, save
+from tests.test_pipeline import LISTED, save
 
 KINDS = {
     "matching": AlbefModel,
@@ -143,14 +143,14 @@ def test_match(run):
 def test_images_of_another_size(run, tmp_path, arguments, monkeypatch):
     """One number for squares, or height and width; the model's own is the default."""
     out = ["--out", tmp_path / "heat.png"] if arguments[0] == "ground" else []
-    sizes, load = [], albef.api.load
+    sizes, load = [], albef.pipeline.load
 
-    def loading(*given):
-        found = load(*given)
+    def loading(*given, **options):
+        found = load(*given, **options)
         sizes.append(found.model.config.image_size)
         return found
 
-    monkeypatch.setattr(albef.api, "load", loading)
+    monkeypatch.setattr(albef.pipeline, "load", loading)
     for option in ([], ["--image-size", 64], ["--image-size", "16x48"]):
         assert run(*arguments, *option, *out, "--json")
     assert sizes == [(32, 32), (64, 64), (16, 48)]
@@ -165,7 +165,7 @@ def test_what_is_no_size(run, capsys, size):
 
 
 def test_a_map_without_positive_values_is_told(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(albef.api.grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
+    monkeypatch.setattr(albef.pipeline.grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
     arguments = ("ground", "matching", "0.png", "the ring", "--mode", "itc", "--out", tmp_path / "heat.png")
     assert run(*arguments).startswith("x 0, y 0, width 36, height 36 (the map has no positive value: the box says no")
     assert json.loads(run(*arguments, "--json"))["points"] is False

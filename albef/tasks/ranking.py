@@ -182,17 +182,19 @@ def match(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
 
-    An image's keys and values are computed once for all its texts, a text's first self-attention once for all its
+    An image's keys and values are computed once for all its texts, or not at all for so few words that it takes longer
+    to make them; a text's first self-attention once for all its
     images, nothing for padding, and in the last layer only the first token.
     """
     at_once = TEXTS_AT_ONCE.get(model.device.type, OTHERWISE)
     for tokens, rows in zip(image_tokens, chosen, strict=True):
         rows = rows[texts.lengths[rows].argsort(stable=True)]
-        keys_values = model.fusion_encoder.keys_values(tokens[None].to(model.device, non_blocking=True).float())
+        on_device = tokens[None].to(model.device, model.dtype, non_blocking=True)
+        seen = model.fusion_encoder.seen_once(on_device, int(texts.lengths[rows].sum()))
         logits = [torch.empty(0, 2, device=model.device)]
         for some in rows.split(at_once) if len(rows) else ():
             states, words = texts.some(some)
-            logits.append(model.match(model.fuse(states, words, keys_values, cls_only=True, begun=True)).float())
+            logits.append(model.match(model.fuse(states, words, seen, cls_only=True, begun=True)).float())
         yield rows, torch.cat(logits)
 
 
@@ -203,7 +205,7 @@ def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -
     logits = [torch.empty(0, 2, device=model.device)]
     for start in range(0, len(image_tokens), IMAGES_AT_ONCE):
         some = image_tokens[start : start + IMAGES_AT_ONCE]
-        tokens = torch.stack([one.to(model.device, non_blocking=True).float() for one in some])
+        tokens = torch.stack([one.to(model.device, model.dtype, non_blocking=True) for one in some])
         mask = words.readable.expand(len(tokens), -1)
         seen, asking = model.fusion_encoder.seen_once(tokens, len(states)), states.expand(len(tokens), -1, -1)
         logits.append(model.match(model.fuse(asking, mask, seen, cls_only=True, begun=True)).float())
