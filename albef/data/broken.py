@@ -1,6 +1,8 @@
 """Images that cannot be read: how one is named, and when there are too many."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from albef.errors import AlbefRuntimeError, AlbefValueError
 
@@ -49,6 +51,28 @@ class BrokenCounter:
             return f"all of {self.seen:,} images could be read"
         share = f"{self.failures:,} of {self.seen:,} images ({self.failures / self.seen:.2%})"
         return f"{share} could not be read: {listing(list(self.reasons.items()))}"
+
+
+_active: ContextVar[BrokenCounter | None] = ContextVar("active", default=None)
+
+
+@contextmanager
+def counting(limit: float) -> Iterator[BrokenCounter]:
+    """Counts the examples that are read meanwhile, for an evaluation, and those of them that could not be."""
+    counter = BrokenCounter(limit)
+    token = _active.set(counter)
+    try:
+        yield counter
+    finally:
+        _active.reset(token)
+
+
+def note(broken: Broken, read: int) -> None:
+    """Tells whoever counts of a reading's `broken` images and of those that could be read. RuntimeError beyond the
+    limit, as soon as that can be said."""
+    if counter := _active.get():
+        counter.add(broken, read)
+        counter.check()
 
 
 def listing(broken: Broken, shown: int = 10) -> str:
