@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from albef.data.sources import open_sources
 from tests import test_readme
 
 DOCS = Path(__file__).parents[1] / "docs"
-TASKS, MIGRATE = DOCS / "tasks.md", DOCS / "migrate.md"
+TASKS, MIGRATE, FEATURES = DOCS / "tasks.md", DOCS / "migrate.md", DOCS / "features.md"
 KINDS = ("vqa", "classification", "pairs", "phrases")  # of the records in docs/tasks.md, after retrieval's
 
 
@@ -42,6 +43,17 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compile(block, TASKS.name, "exec")
 
 
+def test_features_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's blocks go on from each other; tensors have the shapes that their comments give."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(FEATURES, "python"):
+        exec(compile(block, FEATURES.name, "exec"), names)
+        for name, shape in re.findall(r"^ *(\w+) = .*# (\[[\d, ]+\])", block, re.M):
+            assert list(names[name].shape) == json.loads(shape), name
+    assert names["states"].values.shape == names["fused"].values.shape and len(names["regions"]) == 3
+
+
 def test_records_are_read(tmp_path: Path) -> None:
     records = blocks(TASKS, "json")
     for number, text in enumerate(records):
@@ -53,7 +65,7 @@ def test_records_are_read(tmp_path: Path) -> None:
     assert len(records) == 1 + len(KINDS)
 
 
-@pytest.mark.parametrize("page", [TASKS, MIGRATE], ids=["tasks", "migrate"])
+@pytest.mark.parametrize("page", [TASKS, MIGRATE, FEATURES], ids=lambda page: page.stem)
 def test_commands_are_understood(page: Path) -> None:
     for words in commands(page):
         if "--resume" not in words:  # of a run that isn't here
