@@ -7,39 +7,40 @@ All methods take one image or text and give one result, or take lists and give a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from albef.data.images import ImageSource, open_image, to_rgb
-from albef.data.processor import Processor, clean_caption
+from albef.data.processor import Processor
 from albef.data.progress import tracked
 from albef.data.records import Box, box_of
-from albef.errors import AlbefTypeError, AlbefValueError
+from albef.errors import AlbefValueError
 from albef.files import fetched
+from albef.inputs import (
+    ImageLike,
+    Images,
+    Loaded,
+    Texts,
+    distinct,
+    list_images,
+    list_texts,
+    open_any,
+    paired,
+    with_words,
+)
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
-from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.start import load_model
 from albef.results import Answer, Match, Ranked, Region, States, Verdict
 from albef.tasks import grounding, ranking, vqa
 
-ImageLike = Image.Image | ImageSource
-Images = ImageLike | Sequence[ImageLike]
-Texts = str | Sequence[str]
-AT_ONCE = 32  # images, or pairs of an image and a text, that are computed together
 TEXTS_AT_ONCE = 256
 PAIRS_KEPT = 512  # pairs whose images' tokens are kept together while they are matched
-THREADS = 4  # that open images
-M = TypeVar("M", bound=Backbone)
-T = TypeVar("T")
 
 
 def load(
@@ -69,31 +70,26 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-class Pipeline:
+class Pipeline(Loaded):
     """A model with its processor. Each kind of model can do some of it; the others say which kind can (TypeError).
 
     An image is a PIL image, a path, the bytes of a file or a stream; BrokenImage if it can't be read. Tensors that are
     given back are float32 on the CPU. Weights want no gradients. Several threads may use one pipeline.
     """
 
-    def __init__(self, model: Backbone, processor: Processor, answers: Sequence[str], name: str) -> None:
-        self.model, self.processor, self.answers, self.name = model.eval(), processor, list(answers), name
-        self.model.requires_grad_(False)
-        self._tokenised: tuple[tuple[str, ...], Any] = ((), None)  # the last list of answers, and its tensors
-
     # Features
 
     @torch.no_grad()
     def embed_images(self, images: Images) -> Tensor:
         """Unit vectors [N, E] in the space that images and texts share; of one image [E]."""
-        model, (listed, one) = self._model(AlbefModel, "embed images", "retrieval"), _images(images)
+        model, (listed, one) = self._model(AlbefModel, "embed images", "retrieval"), list_images(images)
         found = [model.project_image(model.encode_image(pixels)) for pixels in self._batches(listed)]
         return _joined(found, model.config.embed_dim, one)
 
     @torch.no_grad()
     def embed_texts(self, texts: Texts) -> Tensor:
         """Unit vectors [N, E] in the space that images and texts share; of one text [E]."""
-        model, (listed, one) = self._model(AlbefModel, "embed texts", "retrieval"), _texts(texts)
+        model, (listed, one) = self._model(AlbefModel, "embed texts", "retrieval"), list_texts(texts)
         if not listed:
             return torch.empty(0, model.config.embed_dim)
         return _joined([ranking.encode_texts(model, self.processor, listed)[1]], model.config.embed_dim, one)
@@ -101,7 +97,7 @@ class Pipeline:
     @torch.no_grad()
     def tokens(self, images: Images) -> Tensor:
         """Image tokens [N, S, Dv]: the class token and a token for each patch, row by row; of one image [S, Dv]."""
-        listed, one = _images(images)
+        listed, one = list_images(images)
         found = [self.model.encode_image(pixels).float().cpu() for pixels in self._batches(listed)]
         config = self.model.config
         rows = torch.cat([torch.empty(0, config.image_tokens, config.vision_width), *found])
@@ -110,7 +106,7 @@ class Pipeline:
     @torch.no_grad()
     def states(self, texts: Texts) -> States:
         """What the text encoder makes of every word, before any image is seen."""
-        listed, one = _texts(texts)
+        listed, one = list_texts(texts)
         words = self.processor.texts(listed)
         ids, mask = words["input_ids"], words["attention_mask"]
         found = [torch.empty(0, ids.shape[1], self.model.config.text_width)]
@@ -126,7 +122,7 @@ class Pipeline:
         Lists of one length are pairs; a single image or text goes with all of the other.
         """
         model = self._model(AlbefModel, "fuse", "retrieval")
-        (listed, said), one = _paired(images=_images(images), texts=_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
         words = self.processor.texts(said)
         ids, mask = words["input_ids"], words["attention_mask"]
         found = [torch.empty(0, ids.shape[1], model.config.text_width)]
@@ -154,16 +150,16 @@ class Pipeline:
         side by side: it is read and encoded once for them. ValueError for lists of different lengths.
         """
         model = self._model(AlbefModel, "match", "retrieval")
-        (listed, said), one = _paired(images=_images(images), texts=_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
         starts = range(0, len(listed), PAIRS_KEPT)
         parts = (self._matches(model, listed[at : at + PAIRS_KEPT], said[at : at + PAIRS_KEPT]) for at in starts)
         found = [match for part in tracked(parts, len(starts), "matching") for match in part]
         return found[0] if one else found
 
     def _matches(self, model: AlbefModel, images: list[ImageLike], texts: list[str]) -> list[Match]:
-        (own_images, of_image), (own_texts, of_text) = _distinct(images), _distinct(texts)
+        (own_images, of_image), (own_texts, of_text) = distinct(images), distinct(texts)
         tokens, z_image = ranking.encode_images(model, self._batches(own_images))
-        encoded, z_text = ranking.encode_texts(model, self.processor, _with_words(own_texts))
+        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(own_texts))
         pairs = torch.zeros(len(own_images), len(own_texts), dtype=torch.bool)
         pairs[of_image, of_text] = True
         shares = _shares(model, tokens, encoded, pairs)[of_image, of_text]
@@ -186,13 +182,13 @@ class Pipeline:
         if k < 1:
             raise AlbefValueError(f"k {k}: ask for at least one candidate")
         by_text = isinstance(query[0] if isinstance(query, (list, tuple)) and query else query, str)
-        images, one_image = _images(candidates if by_text else query)
-        texts, one_text = _texts(query if by_text else candidates)
+        images, one_image = list_images(candidates if by_text else query)
+        texts, one_text = list_texts(query if by_text else candidates)
         one = one_text if by_text else one_image
         if not images or not texts:
             return [] if one else [[] for _ in query]
         tokens, z_image = ranking.encode_images(model, self._batches(images))
-        encoded, z_text = ranking.encode_texts(model, self.processor, _with_words(texts))
+        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(texts))
         cosines = (z_image @ z_text.T).cpu()  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
         shares = _shares(model, tokens, encoded, chosen)
@@ -210,7 +206,7 @@ class Pipeline:
 
         The label replaces `{}` in the template. ValueError for a template without it, or for no labels.
         """
-        model, (listed, one) = self._model(AlbefModel, "classify", "retrieval"), _images(images)
+        model, (listed, one) = self._model(AlbefModel, "classify", "retrieval"), list_images(images)
         if "{}" not in template:
             raise AlbefValueError(f"template {template!r}: must hold {{}}, which each label replaces")
         if isinstance(labels, str) or not labels:
@@ -244,7 +240,7 @@ class Pipeline:
             raise AlbefValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
         if k < 1:
             raise AlbefValueError(f"k {k}: ask for at least one answer")
-        (listed, asked), one = _paired(images=_images(images), questions=_texts(questions))
+        (listed, asked), one = paired(images=list_images(images), questions=list_texts(questions))
         words = vqa.questions(self.processor, asked, vqa.TEST_WORDS, model.config.max_positions)
         chosen = None if free else tuple(vqa.checked_answers(self.answers if answers is None else answers))
         found: list[list[Answer]] = []
@@ -271,15 +267,6 @@ class Pipeline:
         texts = [[answers[index] for index in own] for own in order.tolist()]
         return [_answers(*own, k) for own in zip(texts, shares.tolist(), strict=True)]
 
-    def _answer_words(self, answers: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """The list as tensors; the last one is kept, since thousands of answers take longer to read than a question."""
-        kept, words = self._tokenised
-        if kept != answers:
-            listed = self.processor.answers(answers)
-            words = self._on(listed["input_ids"], listed["attention_mask"])
-            self._tokenised = answers, words
-        return words  # type: ignore[no-any-return]
-
     @overload
     def entails(self, images: ImageLike, texts: str) -> Verdict: ...  # type: ignore[overload-overlap]
     @overload
@@ -287,7 +274,7 @@ class Pipeline:
     def entails(self, images: Any, texts: Any) -> Any:
         """Does the image entail the text? Or whichever labels the model was trained with. Pairs as in `match`."""
         model = self._model(AlbefForClassification, "judge a text", "classification")
-        (listed, said), one = _paired(images=_images(images), texts=_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
         found = self._judged(model, listed, said, 1)
         return found[0] if one else found
 
@@ -298,7 +285,7 @@ class Pipeline:
     def compare(self, first: Any, second: Any, texts: Any) -> Any:
         """Is the text true of the two images, the left and the right one? Lists as in `match`."""
         model = self._model(AlbefForPairs, "compare two images", "nlvr2")
-        (left, right, said), one = _paired(first=_images(first), second=_images(second), texts=_texts(texts))
+        (left, right, said), one = paired(first=list_images(first), second=list_images(second), texts=list_texts(texts))
         found = self._judged(model, [image for both in zip(left, right, strict=True) for image in both], said, 2)
         return found[0] if one else found
 
@@ -307,7 +294,7 @@ class Pipeline:
         self, model: AlbefForClassification | AlbefForPairs, images: list[ImageLike], texts: list[str], each: int
     ) -> list[Verdict]:
         """The texts, of `each` images a text, in one list."""
-        words = self.processor.texts(_with_words(texts), model.config.max_positions)
+        words = self.processor.texts(with_words(texts), model.config.max_positions)
         found: list[Verdict] = []
         for rows, pixels in self._numbered_batches(images):
             own = slice(rows.start // each, -(-rows.stop // each))
@@ -337,19 +324,19 @@ class Pipeline:
         ValueError for an empty list of them, and for wrong ones.
         """
         model = self._model(AlbefModel, "ground", "grounding")
-        (listed, said), one = _paired(images=_images(images), texts=_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
         given = [candidates] * len(listed) if one or candidates is None else list(candidates)
         if len(given) != len(listed):
             raise AlbefValueError(f"{len(given)} lists of candidates for {len(listed)} pairs; give one for each")
         checked = [_checked_boxes(own) for own in given]
-        pairs = zip(listed, _with_words(said), checked, strict=True)
+        pairs = zip(listed, with_words(said), checked, strict=True)
         found = [self._region(model, *pair, mode, layer) for pair in tracked(pairs, len(listed), "heat maps")]
         return found[0] if one else found
 
     def _region(
         self, model: AlbefModel, image: ImageLike, text: str, given: list[Box], mode: grounding.Mode, layer: int | None
     ) -> Region:
-        opened = _opened(image)
+        opened = open_any(image)
         size, listed = (opened.height, opened.width), self.processor.texts([text], model.config.max_positions)
         inputs = (self._pixels([opened]), *self._on(listed["input_ids"], listed["attention_mask"]))
         words = {}
@@ -365,81 +352,6 @@ class Pipeline:
         if given:
             box, points = grounding.best_box(large, given)
         return Region(opened, large, boxes.point(small, *size), box, points, words)
-
-    def _spelled(self, ids: list[int]) -> dict[str, list[int]]:
-        """The words that pieces spell, with the places of their pieces; `[CLS]` is none."""
-        words: list[tuple[str, list[int]]] = []
-        for place, index in enumerate(ids[1:], 1):
-            piece = self.processor.tokenizer.id_to_token(index) or "[UNK]"
-            if piece.startswith("##") and words:
-                words[-1] = (words[-1][0] + piece[2:], [*words[-1][1], place])
-            else:
-                words.append((piece, [place]))
-        places: dict[str, list[int]] = {}
-        for word, own in words:
-            places.setdefault(word, []).extend(own)
-        return places
-
-    # Inputs
-
-    def _model(self, kind: type[M], what: str, task: str) -> M:
-        if not isinstance(self.model, kind):
-            raise AlbefTypeError(
-                f"{self.name} is an {type(self.model).__name__}, which can't {what}: load an {kind.__name__}, "
-                f"such as `albef train` makes with a recipe of the task `{task}`"
-            )
-        return self.model
-
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
-        return (pixels for _, pixels in self._numbered_batches(images))
-
-    def _numbered_batches(self, images: Sequence[ImageLike]) -> Iterator[tuple[slice, Tensor]]:
-        """Which of the images, and their pixels on the device; long lists show how far they are."""
-        starts = range(0, len(images), AT_ONCE)
-        for start in tracked(starts, len(starts), "images"):
-            rows = slice(start, min(start + AT_ONCE, len(images)))
-            yield rows, self._pixels(images[rows])
-
-    def _pixels(self, images: Sequence[ImageLike]) -> Tensor:
-        """Normalised pixels [N, 3, H, W] on the model's device, of its number type."""
-        with ThreadPoolExecutor(min(THREADS, len(images))) as pool:
-            pixels = torch.stack(list(pool.map(lambda image: self.processor.resize(_opened(image)), images)))
-        return self.processor.normalise(pixels.to(self.model.device)).to(self.model.dtype)
-
-    def _on(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-
-def _images(images: Images) -> tuple[list[ImageLike], bool]:
-    """As a list, and whether it was a single one."""
-    if isinstance(images, (list, tuple)):
-        return list(images), False
-    return [images], True  # type: ignore[list-item]
-
-
-def _texts(texts: Texts) -> tuple[list[str], bool]:
-    return ([texts], True) if isinstance(texts, str) else (list(texts), False)
-
-
-def _paired(**columns: tuple[list[Any], bool]) -> tuple[list[list[Any]], bool]:
-    """Columns of one length, a single thing repeated; and whether all were single."""
-    counts = {name: len(values) for name, (values, one) in columns.items() if not one}
-    if len(set(counts.values())) > 1:
-        raise AlbefValueError(
-            f"{' and '.join(f'{count} {name}' for name, count in counts.items())}: lists are pairs and must be of one "
-            "length, or give a single one for all of the other; for all with all use `similarity` or `rank`"
-        )
-    count = next(iter(counts.values()), 1)
-    return [values * count if one else values for values, one in columns.values()], not counts
-
-
-def _distinct(values: Sequence[T]) -> tuple[list[T], Tensor]:
-    """Each once, and which of them every one is."""
-    numbers: dict[Any, int] = {}
-    keys = [value if isinstance(value, (str, bytes, Path)) else id(value) for value in values]
-    of = [numbers.setdefault(key, len(numbers)) for key in keys]
-    firsts = dict(zip(reversed(of), reversed(values), strict=True))
-    return [firsts[number] for number in range(len(numbers))], torch.tensor(of, dtype=torch.long)
 
 
 def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, pairs: Tensor) -> Tensor:
@@ -480,19 +392,7 @@ def _answers(texts: Sequence[str], shares: Sequence[float], k: int) -> list[Answ
     return [Answer(*both) for both in zip(texts, shares, strict=True)][:k]
 
 
-def _with_words(texts: list[str]) -> list[str]:
-    """ValueError for a text without a word: it would match whatever it meets."""
-    for text in texts:
-        if not clean_caption(text):
-            raise AlbefValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
-    return texts
-
-
 def _checked_boxes(candidates: Sequence[Box] | None) -> list[Box]:
     if candidates is not None and not len(candidates):
         raise AlbefValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
     return [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
-
-
-def _opened(image: ImageLike) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)

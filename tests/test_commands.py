@@ -59,6 +59,7 @@ def test_parquet_needs_pyarrow(run, tmp_path, monkeypatch) -> None:  # noqa: F81
     ("words", "said"),
     [
         ("embed 0.png --model matching --out v.csv", "--out v.csv: its suffix says how it is written; give .npz or"),
+        ("classify --model matching --labels a b", "no images; give at least one path"),
         ("embed --model matching --out v.npz", "nothing to embed; give paths of images, or --texts FILE"),
         ("embed 0.png --model matching --out absent/v.npz", "there is no folder absent; make it first"),
         ("embed 0.png --model answering --out v.npz", "can't embed images: load an AlbefModel"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import albef
+from albef import inputs
 from albef import pipeline as pipelines
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -94,7 +95,7 @@ def test_similarities(matching, images) -> None:
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_batches_change_nothing(matching, images, monkeypatch, at_once: int) -> None:
     wanted = matching.tokens(images), matching.fuse(images, TEXTS).values
-    monkeypatch.setattr(pipelines, "AT_ONCE", at_once)
+    monkeypatch.setattr(inputs, "AT_ONCE", at_once)
     monkeypatch.setattr(pipelines, "TEXTS_AT_ONCE", at_once)
     monkeypatch.setattr(pipelines, "PAIRS_KEPT", at_once)
     torch.testing.assert_close((matching.tokens(images), matching.fuse(images, TEXTS).values), wanted)
@@ -272,7 +273,7 @@ def test_long_lists_show_how_far_they_are(matching, images, monkeypatch, capsys)
     monkeypatch.setattr(progress, "PATIENCE", -1)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(pipelines, "AT_ONCE", 1)
+    monkeypatch.setattr(inputs, "AT_ONCE", 1)
     matching.embed_images(images)
     assert "images" in capsys.readouterr().err
 

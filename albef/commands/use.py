@@ -166,6 +166,8 @@ class Classify:
     """print JSON"""
 
     def run(self) -> None:
+        if not self.images:
+            raise AlbefValueError("no images; give at least one path")
         from albef import pipeline
 
         found = pipeline.load(self.model).classify(list(self.images), list(self.labels), self.template)
