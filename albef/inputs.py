@@ -42,13 +42,13 @@ class Loaded:
             )
         return self.model
 
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
-        return (pixels for _, pixels in self._numbered_batches(images))
+    def _batches(self, images: Sequence[ImageLike], silent: bool = False) -> Iterator[Tensor]:
+        return (pixels for _, pixels in self._numbered_batches(images, silent))
 
-    def _numbered_batches(self, images: Sequence[ImageLike]) -> Iterator[tuple[slice, Tensor]]:
-        """Which of the images, and their pixels on the device; long lists show how far they are."""
+    def _numbered_batches(self, images: Sequence[ImageLike], silent: bool = False) -> Iterator[tuple[slice, Tensor]]:
+        """Which of the images, and their pixels on the device; long lists show how far they are, unless `silent`."""
         starts = range(0, len(images), AT_ONCE)
-        for start in tracked(starts, len(starts), "images"):
+        for start in starts if silent else tracked(starts, len(starts), "images"):
             rows = slice(start, min(start + AT_ONCE, len(images)))
             yield rows, self._pixels(images[rows])
 

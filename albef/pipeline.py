@@ -158,7 +158,7 @@ class Pipeline(Loaded):
 
     def _matches(self, model: AlbefModel, images: list[ImageLike], texts: list[str]) -> list[Match]:
         (own_images, of_image), (own_texts, of_text) = distinct(images), distinct(texts)
-        tokens, z_image = ranking.encode_images(model, self._batches(own_images))
+        tokens, z_image = ranking.encode_images(model, self._batches(own_images, silent=True))
         encoded, z_text = ranking.encode_texts(model, self.processor, with_words(own_texts))
         pairs = torch.zeros(len(own_images), len(own_texts), dtype=torch.bool)
         pairs[of_image, of_text] = True
