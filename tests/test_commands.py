@@ -72,6 +72,18 @@ def test_what_cannot_be_done(run, words: str, said: str) -> None:  # noqa: F811
     assert str(stopped.value.code).startswith("albef: ") and said in str(stopped.value.code)
 
 
+@pytest.mark.parametrize("size", ["64", "16x48"])
+def test_images_of_another_size(run, folder, tmp_path, size: str) -> None:  # noqa: F811
+    wanted = (64, 64) if size == "64" else (16, 48)
+    model = albef.load(folder / "matching", image_size=wanted)
+    run("embed", "0.png", "--model", "matching", "--image-size", size, "--out", tmp_path / "v.npz")
+    np.testing.assert_allclose(np.load(tmp_path / "v.npz")["image_vectors"], model.embed_images(["0.png"]), atol=1e-6)
+    words = ("classify", "0.png", "--model", "matching", "--image-size", size, "--labels", "a", "b", "--json")
+    assert json.loads(run(*words))[0]["probabilities"] == pytest.approx(
+        model.classify("0.png", ["a", "b"]).probabilities
+    )
+
+
 def test_classify(run, folder) -> None:  # noqa: F811
     wanted = albef.load(folder / "matching").classify(["0.png", "1.png"], ["ring", "blue square"])
     words = ("classify", "0.png", "1.png", "--model", "matching", "--labels", "ring", "blue square")
@@ -188,7 +200,8 @@ def test_names_of_strangers_do_not_reach_the_terminal_as_commands(run) -> None: 
 def test_help_of_a_command_needs_no_torch(words: str) -> None:
     def measure() -> float:
         start = time.perf_counter()
-        code = f"import sys; from albef.cli import main\ntry: main([*'{words}'.split(), '--help'])\nexcept SystemExit: pass\n"
+        call = f"main([*'{words}'.split(), '--help'])"
+        code = f"import sys; from albef.cli import main\ntry: {call}\nexcept SystemExit: pass\n"
         done = subprocess.run(
             [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, check=False
         )

@@ -159,6 +159,9 @@ class Classify:
     labels: tuple[str, ...]
     """the labels to choose among"""
 
+    image_size: str | None = None
+    """pixels, if other than the model's: 384, or height and width, 256x512"""
+
     template: str = "a photo of a {}"
     """the text about an image; the label replaces {}"""
 
@@ -170,7 +173,9 @@ class Classify:
             raise AlbefValueError("no images; give at least one path")
         from albef import pipeline
 
-        found = pipeline.load(self.model).classify(list(self.images), list(self.labels), self.template)
+        found = pipeline.load(self.model, image_size=image_size(self.image_size)).classify(
+            list(self.images), list(self.labels), self.template
+        )
         if self.json:
             rows = [{"image": str(path), **asdict(one)} for path, one in zip(self.images, found, strict=True)]
             print(json.dumps(rows))
@@ -196,6 +201,9 @@ class Embed:
     out: Path
     """file to write, .npz or .parquet"""
 
+    image_size: str | None = None
+    """pixels, if other than the model's: 384, or height and width, 256x512"""
+
     texts: Path | None = None
     """file with a text a line"""
 
@@ -208,7 +216,7 @@ class Embed:
         texts = self.texts.read_text(encoding="utf-8").splitlines() if self.texts else []
         from albef import pipeline
 
-        loaded = pipeline.load(self.model)
+        loaded = pipeline.load(self.model, image_size=image_size(self.image_size))
         names = [str(path) for path in self.images]
         vectors = loaded.embed_images(list(self.images)).numpy(), loaded.embed_texts(texts).numpy()
         write(self.out, names, texts, *vectors)
