@@ -53,7 +53,7 @@ $(VENV)/run: WHAT := .
 $(VENV)/run: $(VENV)/python pyproject.toml constraints.txt
 	$(install)
 
-$(VENV)/dev: WHAT := .[dev,hub,tensorboard]
+$(VENV)/dev: WHAT := .[dev,parquet,tensorboard]
 $(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
 	$(install)
 	@touch $(VENV)/run  # all that the demo needs is in it

@@ -10,10 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from albef.errors import AlbefFileNotFoundError
+from albef.errors import AlbefFileNotFoundError, AlbefValueError
 
 ASSETS = Path(__file__).parent / "assets"
 PREFIX = "albef:"
+HUB = "hf://"
 MODELS = ASSETS / "models"
 DATA = Path("data")
 GENERATED = {"world:": "albef_demo.world_tasks"}
@@ -38,29 +39,52 @@ def generator(name: str) -> ModuleType | None:
     return next((import_module(module) for scheme, module in GENERATED.items() if name.startswith(scheme)), None)
 
 
-def model_folder(name: str | Path, files: tuple[str, ...]) -> Path:
+def model_folder(name: str | Path, files: tuple[str, ...], training: bool = False) -> Path:
     """The folder of a saved model that has `files`: a path, a model that comes with the package (`emoji`), or a
-    repository on the hub (`owner/name`), which is fetched. FileNotFoundError with the remedy otherwise."""
-    for path in (Path(name), MODELS / str(name)):
+    repository on the Hugging Face hub (`hf://owner/name`, see `fetched`). FileNotFoundError otherwise."""
+    folder = fetched(name, training=training)
+    for path in (folder, MODELS / str(name)):
         if all((path / file).is_file() for file in files):
             return path
-    if not Path(name).exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
-        return _download(str(name))
     shipped = ", ".join(sorted(path.name for path in MODELS.glob("*")))
     raise AlbefFileNotFoundError(
-        f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, "
-        f"one that comes with the package ({shipped}), or turn a published .pth file into one with `albef convert`"
+        f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, one "
+        f"that comes with the package ({shipped}), a repository on the Hugging Face hub as {HUB}owner/name, or turn a "
+        "published .pth file into one with `albef convert`"
     )
 
 
-def _download(repository: str) -> Path:
+def fetched(name: str | Path, revision: str | None = None, training: bool = False) -> Path:
+    """The folder that `hf://owner/name` has been fetched to, at a `revision` (a branch, a tag or a commit) if given.
+
+    Only names that begin with `hf://` reach the network; every other one is a path. The teacher and its queues
+    (`training.safetensors`) are fetched for `training` alone. FileNotFoundError if there is nothing to be had;
+    ValueError for a revision of something else.
+    """
+    if not str(name).startswith(HUB):
+        if revision is not None:
+            raise AlbefValueError(f"revision {revision!r} is for a repository on the hub, {HUB}owner/name; got {name}")
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    left_out = [] if training else ["training.safetensors"]
+    repository, wanted = str(name).removeprefix(HUB), ["*.json", "*.safetensors"]
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
+        found = snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=left_out)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise AlbefFileNotFoundError(
-            f"{repository}: no such folder, and fetching it from the hub needs `pip install albef[hub]`"
+            f"{name}: could not be fetched from the Hugging Face hub ({reason}); check name, revision and network"
         ) from error
-    return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
+    return Path(found)
+
+
+def printable(text: str, kept: str = "") -> str:
+    """A text that a terminal can show: control characters and half characters, but those `kept`, as escapes such as
+    `\\x1b`. Names come from files of strangers, and a terminal would obey them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def write_atomically(path: str | Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:

@@ -13,7 +13,6 @@ def heat(
     values: np.ndarray,
     size: tuple[int, int] = (160, 160),
     box: Sequence[float] | None = None,
-    opacity: float = 0.5,
 ) -> Image.Image:
     """The image, brought to `size` (width, height in pixels), under the map's colours, from blue (least) to red.
 
@@ -24,7 +23,7 @@ def heat(
     level = np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     channels = [(1.5 - np.abs(4 * level - centre)).clip(0, 1) for centre in (3, 2, 1)]
     colours = Image.fromarray((255 * np.stack(channels, -1)).astype(np.uint8))
-    mixed = Image.blend(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), colours, opacity)
+    mixed = Image.blend(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), colours, 0.5)
     if box is not None:
         across, down = size[0] / image.width, size[1] / image.height
         x, y, width, height = box

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from albef import api
+from albef import pipeline as api
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar
@@ -17,6 +17,7 @@ from albef.engine.checkpointer import newest, read_newest
 from albef.engine.log import clock
 from albef.metrics import boxes
 from albef.recipe import Recipe
+from albef.results import Region, Verdict
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
 from albef_demo import report, world
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
@@ -168,13 +169,13 @@ def _pointed(one: Any, example: Example) -> Pointed:
     return Pointed(_images(example)[0], example.text, truth, spots, list(itm.words.items()), right)
 
 
-def _spot(way: str, region: api.Region) -> Spot:
+def _spot(way: str, region: Region) -> Spot:
     if not region.points:
         return Spot(way, region.heat_map, None, None)
     return Spot(way, region.heat_map, region.point, region.box)
 
 
-def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> Judged:
+def _verdict(example: Example, judge: Callable[[Example], Verdict]) -> Judged:
     verdict, truth = judge(example), str(example.label)
     shares = list(verdict.probabilities.items())
     return Judged(_images(example), example.text, shares, truth, verdict.label == truth)

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 import albef
-import albef.api
-from albef.cli import _parser, main
-from albef.evaluation import TASKS_OF
+import albef.pipeline
+from albef.cli import main, parse
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.protocols import TASKS_OF, Rules
 from albef_demo.world import scene
-from tests.test_api import LISTED, save
+from tests.test_pipeline import LISTED, save
 
 KINDS = {
     "matching": AlbefModel,
@@ -143,14 +143,14 @@ def test_match(run):
 def test_images_of_another_size(run, tmp_path, arguments, monkeypatch):
     """One number for squares, or height and width; the model's own is the default."""
     out = ["--out", tmp_path / "heat.png"] if arguments[0] == "ground" else []
-    sizes, load = [], albef.api.load
+    sizes, load = [], albef.pipeline.load
 
-    def loading(*given):
-        found = load(*given)
+    def loading(*given, **options):
+        found = load(*given, **options)
         sizes.append(found.model.config.image_size)
         return found
 
-    monkeypatch.setattr(albef.api, "load", loading)
+    monkeypatch.setattr(albef.pipeline, "load", loading)
     for option in ([], ["--image-size", 64], ["--image-size", "16x48"]):
         assert run(*arguments, *option, *out, "--json")
     assert sizes == [(32, 32), (64, 64), (16, 48)]
@@ -160,12 +160,12 @@ def test_images_of_another_size(run, tmp_path, arguments, monkeypatch):
 def test_what_is_no_size(run, capsys, size):
     with pytest.raises(SystemExit) as stopped:
         run("match", "matching", "0.png", "a ring", f"--image-size={size}")
-    assert stopped.value.code == 2
-    assert f"'{size}' is no size; give pixels, 384, or height and width, 256x512" in capsys.readouterr().err
+    message = f"albef: --image-size '{size}' is no size; give pixels, 384, or height and width, 256x512"
+    assert stopped.value.code == message
 
 
 def test_a_map_without_positive_values_is_told(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(albef.api.grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
+    monkeypatch.setattr(albef.pipeline.grounding, "similarity_maps", lambda *_: torch.zeros(1, 4, 4))
     arguments = ("ground", "matching", "0.png", "the ring", "--mode", "itc", "--out", tmp_path / "heat.png")
     assert run(*arguments).startswith("x 0, y 0, width 36, height 36 (the map has no positive value: the box says no")
     assert json.loads(run(*arguments, "--json"))["points"] is False
@@ -406,10 +406,10 @@ def test_options_that_need_another(run, arguments, said):
 
 
 def test_every_option_of_evaluate_is_for_all_tasks_or_says_for_which():
-    options = vars(_parser().parse_args(["evaluate", "model", "--data", "x.json"]))
-    common = {"model", "data", "image_root", "image_size", "precision", "json", "task", "run", "traceback"}
+    options = vars(parse(["evaluate", "model", "--data", "x.json"]))
+    common = {"model", "data", "image_root", "image_size", "precision", "json", "task", "broken_limit"}
     assert options.keys() == common | TASKS_OF.keys()
-    assert all(options[name] is None or options[name] is False for name in TASKS_OF), "else they would look given"
+    assert not Rules().given(), "else they would look given"
 
 
 def test_a_model_without_a_list_of_answers(run, tmp_path):
@@ -424,8 +424,12 @@ def test_a_model_without_a_list_of_answers(run, tmp_path):
     assert run("ask", tmp_path / "model", "0.png", "what", "--free")
 
 
-@pytest.mark.parametrize("arguments", ["compare comparing 0.png ring", "ask answering 0.png", "evaluate answering"])
-def test_what_is_left_out_is_named(run, arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [("compare comparing 0.png ring", "TEXT"), ("ask answering 0.png", "QUESTION"), ("evaluate answering", "--data")],
+)
+def test_what_is_left_out_is_named(run, arguments, missing, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(*arguments.split())
-    assert stopped.value.code == 2 and "are required" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Required options" in said and missing in said

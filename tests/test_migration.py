@@ -6,15 +6,15 @@ import warnings
 from dataclasses import replace
 
 import pytest
-from albef.tasks.learner import start_model
 
-from albef.cli import all_recipes
+from albef.commands.train import all_recipes
 from albef.data.examples import open_examples
 from albef.data.processor import Processor
 from albef.data.sources import open_sources
 from albef.data.text import load_tokenizer
 from albef.models.albef import AlbefModel
-from albef.tasks.vqa import read_answers
+from albef.tasks.answers import read_answers
+from albef.tasks.begin import start_model
 from tests.worlds import TINY
 
 PAPER = [name for name, make in all_recipes().items() if make().usual_init]
@@ -82,26 +82,26 @@ def test_the_working_folder_comes_first(official, monkeypatch):
     assert len(open_sources(["coco.json"])) == 2
 
 
-def started(recipe, folder):
+def started(recipe):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        start_model(AlbefModel, recipe, folder, lambda: iter(["a dog"]))
+        start_model(AlbefModel, recipe, None, lambda: iter(["a dog"]))
     return [str(one.message) for one in caught if "random weights" in str(one.message)]
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_paper_recipe_without_a_start_says_what_the_original_does(name, tmp_path):
+def test_a_paper_recipe_without_a_start_says_what_the_original_does(name):
     recipe = replace(all_recipes()[name](), model=TINY)
-    (message,) = started(recipe, tmp_path)
+    (message,) = started(recipe)
     origin = {"pretrain": "DeiT", "nlvr2": "text assignment"}.get(recipe.task, "a pre-trained model")
     assert message.startswith(f"recipe {name!r} without --init starts from random weights; the original starts from")
     assert origin in message and "--init " in message
 
 
 def test_other_starts_need_no_word(tmp_path):
-    assert not started(replace(all_recipes()["pretrain-tiny"](), model=TINY), tmp_path)
+    assert not started(replace(all_recipes()["pretrain-tiny"](), model=TINY))
     bert = load_tokenizer("bert").get_vocab_size()
     AlbefModel(replace(TINY, vocab_size=bert)).save_pretrained(tmp_path / "start")
     Processor(load_tokenizer("bert"), TINY.image_size).save_pretrained(tmp_path / "start")
     recipe = replace(all_recipes()["retrieval-coco"](), model=TINY, init=str(tmp_path / "start"))
-    assert not started(recipe, tmp_path)
+    assert not started(recipe)

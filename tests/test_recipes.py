@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from albef.cli import all_recipes
+from albef.commands.train import all_recipes
 from albef.engine.optim import learning_rate, ramp
 from albef.models.albef import AlbefModel
 from albef.models.config import preset

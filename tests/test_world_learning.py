@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from albef.cli import all_recipes
+from albef.commands.train import all_recipes
 from albef.data.examples import open_examples
 from albef.data.processor import Processor
 from albef.data.records import Example

@@ -1,9 +1,11 @@
 """Images that cannot be read: how one is named, and when there are too many."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
-from albef.data.reading import printable
 from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.files import printable
 
 LONGEST_NAME = 300  # characters of a name that are shown
 Broken = list[tuple[str, str]]  # name of an image, reason why it could not be read
@@ -60,6 +62,28 @@ class BrokenCounter:
 def _shortened(name: str) -> str:
     """A name, or the begin and the end of one that would fill the screen."""
     return name if len(name) <= LONGEST_NAME else f"{name[:100]} ... {name[-30:]}"
+
+
+_active: ContextVar[BrokenCounter | None] = ContextVar("active", default=None)
+
+
+@contextmanager
+def counting(limit: float) -> Iterator[BrokenCounter]:
+    """Counts the examples that are read meanwhile, for an evaluation, and those of them that could not be."""
+    counter = BrokenCounter(limit)
+    token = _active.set(counter)
+    try:
+        yield counter
+    finally:
+        _active.reset(token)
+
+
+def note(broken: Broken, read: int) -> None:
+    """Tells whoever counts of a reading's `broken` images and of those that could be read. RuntimeError beyond the
+    limit, as soon as that can be said."""
+    if counter := _active.get():
+        counter.add(broken, read)
+        counter.check()
 
 
 def listing(broken: Broken, shown: int = 10) -> str:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from PIL import features
 
-from albef.data.reading import printable
+from albef.files import printable
 
 T = TypeVar("T")
 Sample = dict[str, T]  # suffix in small letters, with its dot -> where that member lies

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from albef.data.augment import TrainTransform
-from albef.data.broken import Broken, BrokenImage, listing
+from albef.data.broken import Broken, BrokenImage, listing, note
 from albef.data.forkserver import SERVER_OF
 from albef.data.images import open_image
 from albef.data.processor import Processor
@@ -103,6 +103,7 @@ def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Ite
             broken.append((item.name, item.reason))
         else:
             found.append(item)
+    note(broken, len(found))
     if broken:
         warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=3)
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.files import printable
 
 T = TypeVar("T")
 
@@ -81,10 +82,3 @@ def captions_in(value: Any) -> list[str]:
     found = value if isinstance(value, list) else [value]
     texts = (whole(text).strip() for text in found if isinstance(text, str))
     return [text for text in texts if text]
-
-
-def printable(text: str) -> str:
-    """A text that a terminal can show: control characters and half characters as escapes such as `\\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from albef.data.formats import PassedOver
-from albef.data.reading import printable
+from albef.files import printable
 
 SMALL = 2**20  # bytes that an array may have to be sent by value
 OPEN_FILES = "/proc/self/fd"  # where Linux shows a process the files that it has open

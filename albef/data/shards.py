@@ -16,9 +16,10 @@ import numpy as np
 
 from albef.data.formats import Gathered, PassedOver
 from albef.data.progress import tracked
-from albef.data.reading import captions_in, decoded, is_passing, patiently, printable, whole
+from albef.data.reading import captions_in, decoded, is_passing, patiently, whole
 from albef.data.records import THREADS, PackedStrings, Record, Shared, checked, warn_passed_over
 from albef.errors import AlbefValueError
+from albef.files import printable
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNPACKED_LIMIT = 2**28  # bytes that a compressed shard may have when it is unpacked

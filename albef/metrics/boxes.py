@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,7 @@ from albef.errors import AlbefValueError
 
 Box = Sequence[float]
 CORRECT_IOU = 0.5
+BRIGHT = 0.5  # share of the peak from which on a pixel belongs to its spot
 
 
 def iou(box_a: Box, box_b: Box) -> float:
@@ -55,9 +57,15 @@ def upsample(heat_map: ArrayLike, height: int, width: int) -> np.ndarray:
     """A map [h, w], or tensor on any device, in the size of its image [height, width], bicubic as in the original."""
     import torch
 
-    small = torch.as_tensor(heat_map).detach().float().cpu()
+    small = torch.as_tensor(_on_host(heat_map)).float()
     large = torch.nn.functional.interpolate(small[None, None], (height, width), mode="bicubic", align_corners=False)
     return large[0, 0].numpy()
+
+
+def _on_host(heat_map: ArrayLike) -> np.ndarray:
+    """A map as numpy can read it: a tensor may lie on any device and be of any number type."""
+    tensor: Any = heat_map
+    return tensor.detach().float().cpu().numpy() if hasattr(heat_map, "detach") else np.asarray(heat_map)
 
 
 def box_score(heat_map: ArrayLike, box: Box, area_exponent: float = 0.5) -> float:
@@ -66,7 +74,7 @@ def box_score(heat_map: ArrayLike, box: Box, area_exponent: float = 0.5) -> floa
     What lies outside the image adds to the area and nothing to the sum. ValueError for negative sides.
     """
     x, y, width, height = checked(box)
-    inside = np.asarray(heat_map)[_pixels(y, height), _pixels(x, width)]
+    inside = _on_host(heat_map)[_pixels(y, height), _pixels(x, width)]
     area = width * height
     return float(inside.sum(dtype=np.float64) / area**area_exponent) if area else 0.0
 
@@ -83,8 +91,8 @@ def choose_box(heat_map: ArrayLike, boxes: Sequence[Box], area_exponent: float =
 
 
 def peak(heat_map: ArrayLike) -> tuple[int, int]:
-    """Column and row, x and y, of the highest value of a map [height, width]; the first, if several."""
-    pixels = np.asarray(heat_map)
+    """Column and row, x and y, of the highest value of a map [height, width] on any device; the first, if several."""
+    pixels = _on_host(heat_map)
     row, column = divmod(int(pixels.argmax()), pixels.shape[1])
     return column, row
 
@@ -95,7 +103,7 @@ def point(grid: ArrayLike, height: int, width: int) -> tuple[float, float]:
     Not the peak of the enlarged map: bicubic interpolation overshoots in the outermost patches, and moves the peak of
     one of them to the image's edge.
     """
-    rows, columns = np.shape(grid)
+    rows, columns = _on_host(grid).shape
     column, row = peak(grid)
     return (column + 0.5) * width / columns, (row + 0.5) * height / rows
 
@@ -106,29 +114,17 @@ def contains(box: Box, at: tuple[float, float]) -> bool:
     return bool(left <= x <= left + width and top <= y <= top + height)
 
 
-def peak_in_box(heat_map: ArrayLike, box: Box) -> bool:
-    """Pointing game: whether the peak of a map [height, width] is in the box, edges included.
-
-    False for a map without positive values, which points nowhere.
-    """
-    return contains(box, peak(heat_map)) and bool(np.max(heat_map) > 0)
-
-
-def box_of_map(heat_map: ArrayLike, share: float = 0.5) -> tuple[int, int, int, int]:
+def box_of_map(heat_map: ArrayLike) -> tuple[int, int, int, int]:
     """A box without a detector: around the spot with the peak, in pixels of the map [height, width].
 
-    The spot is what hangs together with the peak, by edges, of the pixels with at least `share` of its value. The whole
-    map where no value is positive. ValueError unless 0 < share <= 1.
+    The spot is what hangs together with the peak, by edges, of the pixels with at least half of its value. The whole
+    map where no value is positive.
     """
-    if not 0 < share <= 1:
-        raise AlbefValueError(
-            f"share {share}: a pixel belongs to the spot from this part of the peak on; give 0 < share <= 1"
-        )
-    pixels = np.asarray(heat_map)
+    pixels = _on_host(heat_map)
     x, y = peak(pixels)
     if not pixels[y, x] > 0:
         return 0, 0, pixels.shape[1], pixels.shape[0]
-    rows, columns = _spot(pixels >= share * pixels[y, x], x, y).nonzero()
+    rows, columns = _spot(pixels >= BRIGHT * pixels[y, x], x, y).nonzero()
     left, top = int(columns.min()), int(rows.min())
     return left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
 

@@ -37,7 +37,7 @@ def attend(
     if q.is_cpu and q.dtype == torch.bfloat16:
         # the CPU's bfloat16 kernel is several times slower than its float32 one, unlike its matrix product
         with torch.autocast("cpu", enabled=False):
-            return attend(q.float(), k.float(), v.float(), mask, dropout, record)
+            return attend(q.float(), k.float(), v.float(), mask, dropout, record).to(q.dtype)
     if record is None and not (dropout and q.is_cpu):  # with dropout the CPU has no fused kernel
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)

@@ -45,6 +45,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.visual_encoder.cls_token.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.visual_encoder.cls_token.dtype
+
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors`, in `dtype` (e.g. torch.float16) if given."""
         values = {**self.config.to_dict(), "architecture": type(self).__name__, **self.options()}
@@ -52,7 +57,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_pretrained(cls: type[M], folder: str | Path, image_size: int | tuple[int, int] | None = None) -> M:
-        """Loads what `save_pretrained` wrote: a folder, or the name of a repository on the Hugging Face hub.
+        """Loads what `save_pretrained` wrote: a folder, the name of one that comes along, or `hf://owner/name`.
 
         With `image_size` (pixels; an int, or height and width) the position grid is resized to it. ValueError if the
         folder holds another kind of model.

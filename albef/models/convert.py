@@ -5,7 +5,6 @@ Whatever a file lacks, or has that the table of `names.py` doesn't know, is an e
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
+from albef.files import write_atomically
 from albef.models import hub
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -173,8 +173,7 @@ def write_official(
     if half:
         state = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, f"{file}.tmp")
-    os.replace(f"{file}.tmp", file)  # whole or absent, whenever a crash comes
+    write_atomically(file, lambda opened: torch.save({"model": state}, opened))
     taught = read.teacher is None and not slim and any(_is_twin(name) for name in state)
     return "\n".join(
         [

@@ -60,7 +60,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 def load_training(folder: str | Path) -> tuple[dict[str, Tensor] | None, dict[str, Tensor] | None]:
     """States of the teacher and of its queues; None for what was not saved beside the model."""
-    path = model_folder(folder, (CONFIG, WEIGHTS)) / TRAINING
+    path = model_folder(folder, (CONFIG, WEIGHTS), training=True) / TRAINING
     state = upgrade(load_file(path)) if path.is_file() else {}
     teacher, queue = (
         {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}

@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
                 f"pixel_values: expected [batch, {', '.join(map(str, expected))}], got {list(pixel_values.shape)}; "
                 "resize with the model's processor, or load the model with another image_size"
             )
-        patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # [B, N, D]
+        patches = self.patch_embed(pixel_values.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)  # [B, N, D]
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         for index, block in enumerate(self.blocks):
             recorded = record if index == record_layer % len(self.blocks) else None

@@ -189,7 +189,7 @@ def match(
     for tokens, rows in zip(image_tokens, chosen, strict=True):
         rows = rows[texts.lengths[rows].argsort(stable=True)]
         words_in_all = int(texts.lengths[rows].sum())
-        image = tokens[None].to(model.device, non_blocking=True).float()
+        image = tokens[None].to(model.device, model.dtype, non_blocking=True)
         seen = model.fusion_encoder.seen_once(image, words_in_all)
         logits = [torch.empty(0, 2, device=model.device)]
         for some in rows.split(at_once) if len(rows) else ():
@@ -205,7 +205,7 @@ def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -
     logits = [torch.empty(0, 2, device=model.device)]
     for start in range(0, len(image_tokens), IMAGES_AT_ONCE):
         some = image_tokens[start : start + IMAGES_AT_ONCE]
-        tokens = torch.stack([one.to(model.device, non_blocking=True).float() for one in some])
+        tokens = torch.stack([one.to(model.device, model.dtype, non_blocking=True) for one in some])
         mask = words.readable.expand(len(tokens), -1)
         seen, asking = model.fusion_encoder.seen_once(tokens, len(states)), states.expand(len(tokens), -1, -1)
         logits.append(model.match(model.fuse(asking, mask, seen, cls_only=True, begun=True)).float())

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import albef
-from albef.api import OneImage
 from albef.data.broken import BrokenImage
 from albef.data.processor import Processor
 from albef.data.text import load_tokenizer
@@ -18,6 +17,7 @@ from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
+from albef.pipeline import Pipeline
 from albef.tasks import classification, decode, grounding, vqa
 from albef_demo.world import scene
 from tests.worlds import TINY
@@ -354,4 +354,4 @@ def test_a_name_that_leads_nowhere(tmp_path):
 
 def test_a_model_that_comes_along():
     model = albef.load("emoji")
-    assert isinstance(model, OneImage) and model.match(scene("test", 0).image(), "a red apple").probability >= 0
+    assert isinstance(model, Pipeline) and model.match(scene("test", 0).image(), "a red apple").probability >= 0

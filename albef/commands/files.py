@@ -1,0 +1,80 @@
+"""`albef answers` and `albef convert`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from albef.commands.common import check_places, image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Make the list of answers that VQA ranks, from annotations."""
+
+    data: Positional[tuple[str, ...]]
+    """VQA JSON lists"""
+
+    out: Path
+    """JSON list to write"""
+
+    most: int | None = None
+    """keep only the so many commonest"""
+
+    least: int = 9
+    """times an answer must have been given"""
+
+    def run(self) -> None:
+        check_places(self.out)
+        from albef.data.examples import open_examples
+        from albef.tasks.answers import answer_list, write_answers
+
+        found = answer_list(open_examples("vqa", self.data), self.most, self.least)
+        write_answers(self.out, found)
+        print(f"{len(found)} answers: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Turn a published .pth file, of any task, into a folder that albef loads, and back."""
+
+    checkpoint: Positional[Path | None] = None
+    """e.g. ALBEF.pth, or the folder of a saved model"""
+
+    out: Path | None = None
+    """folder to write"""
+
+    image_size: str | None = None
+    """pixels, if other than the model's: 384, or height and width, 256x512"""
+
+    vocabulary: Path | None = None
+    """vocab.txt (by default BERT's, which comes along)"""
+
+    vision_heads: int | None = None
+    """attention heads of the image encoder, if not 64 wide"""
+
+    text_heads: int | None = None
+    """attention heads of BERT, if not 64 wide"""
+
+    half: bool = False
+    """store the model's weights in half precision"""
+
+    slim: bool = False
+    """leave out the momentum teacher and its queues"""
+
+    deit: Path | None = None
+    """start of pre-training: DeiT-B/16 weights for the image encoder"""
+
+    bert: Path | None = None
+    """start of pre-training: BERT-base weights for text and fusion"""
+
+    to_official: Path | None = None
+    """write the folder of a saved model as a .pth file for the original code or LAVIS"""
+
+    def run(self) -> None:
+        from albef.conversion import convert
+
+        values = {name: value for name, value in vars(self).items() if name != "image_size"}
+        print(convert(image_size=image_size(self.image_size), **values))

@@ -1,0 +1,399 @@
+"""A saved model with what it needs for images and texts: `albef.load(name)`, then `embed_images`, `match`, `answer`.
+
+All methods take one image or text and give one result, or take lists and give a tensor or a list with a row for each.
+"""
+
+# N images, texts or pairs, I images, T texts, S image tokens, L words, Dv and D widths of image and text, E embed_dim
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from albef.data.processor import Processor
+from albef.data.progress import tracked
+from albef.data.records import Box, box_of
+from albef.errors import AlbefValueError
+from albef.files import fetched
+from albef.inputs import (
+    ImageLike,
+    Images,
+    Loaded,
+    Texts,
+    distinct,
+    list_images,
+    list_texts,
+    open_any,
+    paired,
+    with_words,
+)
+from albef.metrics import boxes
+from albef.models.albef import AlbefModel
+from albef.models.answering import AlbefForAnswering
+from albef.models.classifier import AlbefForClassification, AlbefForPairs
+from albef.models.start import load_model
+from albef.results import Answer, Match, Ranked, Region, States, Verdict
+from albef.tasks import answers as answers_of
+from albef.tasks import decode, grounding, ranking, vqa
+
+TEXTS_AT_ONCE = 256
+PAIRS_KEPT = 512  # pairs whose images' tokens are kept together while they are matched
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    revision: str | None = None,
+) -> Pipeline:
+    """A saved model of any kind: a folder, the name of one that comes along, or `hf://owner/name` on the hub.
+
+    `device` as PyTorch names it, by default the accelerator that PyTorch finds, else the CPU; `dtype` of the weights,
+    e.g. torch.bfloat16; `image_size` in pixels, if other than the model's (one number, or height and width);
+    `revision` of a repository on the hub. FileNotFoundError if there is nothing of that name.
+    """
+    name, folder = str(folder), fetched(folder, revision)
+    model = load_model(folder, image_size).to(device or default_device(), dtype)
+    processor = Processor.from_pretrained(folder)
+    processor.image_size = model.config.image_size
+    path = answers_of.answers_file(folder)
+    return Pipeline(model, processor, answers_of.read_answers(path) if path.is_file() else [], name)
+
+
+def default_device() -> torch.device:
+    """The accelerator that PyTorch finds (CUDA, MPS, XPU, ...), else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+class Pipeline(Loaded):
+    """A model with its processor. Each kind of model can do some of it; the others say which kind can (TypeError).
+
+    An image is a PIL image, a path, the bytes of a file or a stream; BrokenImage if it can't be read. Tensors that are
+    given back are float32 on the CPU. Weights want no gradients. Several threads may use one pipeline.
+    """
+
+    # Features
+
+    @torch.no_grad()
+    def embed_images(self, images: Images) -> Tensor:
+        """Unit vectors [N, E] in the space that images and texts share; of one image [E]."""
+        model, (listed, one) = self._model(AlbefModel, "embed images", "retrieval"), list_images(images)
+        found = [model.project_image(model.encode_image(pixels)) for pixels in self._batches(listed)]
+        return _joined(found, model.config.embed_dim, one)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Texts) -> Tensor:
+        """Unit vectors [N, E] in the space that images and texts share; of one text [E]."""
+        model, (listed, one) = self._model(AlbefModel, "embed texts", "retrieval"), list_texts(texts)
+        if not listed:
+            return torch.empty(0, model.config.embed_dim)
+        return _joined([ranking.encode_texts(model, self.processor, listed)[1]], model.config.embed_dim, one)
+
+    @torch.no_grad()
+    def tokens(self, images: Images) -> Tensor:
+        """Image tokens [N, S, Dv]: the class token and a token for each patch, row by row; of one image [S, Dv]."""
+        listed, one = list_images(images)
+        found = [self.model.encode_image(pixels).float().cpu() for pixels in self._batches(listed)]
+        config = self.model.config
+        rows = torch.cat([torch.empty(0, config.image_tokens, config.vision_width), *found])
+        return rows[0] if one else rows
+
+    @torch.no_grad()
+    def states(self, texts: Texts) -> States:
+        """What the text encoder makes of every word, before any image is seen."""
+        listed, one = list_texts(texts)
+        words = self.processor.texts(listed)
+        ids, mask = words["input_ids"], words["attention_mask"]
+        found = [torch.empty(0, ids.shape[1], self.model.config.text_width)]
+        for start in range(0, len(listed), TEXTS_AT_ONCE):
+            own = slice(start, start + TEXTS_AT_ONCE)
+            found.append(self.model.encode_text(*self._on(ids[own], mask[own])).float().cpu())
+        return _states(torch.cat(found), mask, one)
+
+    @torch.no_grad()
+    def fuse(self, images: Images, texts: Texts) -> States:
+        """What the fusion encoder makes of every word of a text that has seen its image: multimodal features.
+
+        Lists of one length are pairs; a single image or text goes with all of the other.
+        """
+        model = self._model(AlbefModel, "fuse", "retrieval")
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        words = self.processor.texts(said)
+        ids, mask = words["input_ids"], words["attention_mask"]
+        found = [torch.empty(0, ids.shape[1], model.config.text_width)]
+        for rows, pixels in self._numbered_batches(listed):
+            own_ids, own_mask = self._on(ids[rows], mask[rows])
+            keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels))
+            found.append(model.fuse(model.encode_text(own_ids, own_mask), own_mask, keys_values).float().cpu())
+        return _states(torch.cat(found), mask, one)
+
+    def similarity(self, images: Images, texts: Texts) -> Tensor:
+        """Cosines of all images with all texts by ITC, [I, T]; a single image or text has no dimension of its own."""
+        return torch.inner(self.embed_images(images), self.embed_texts(texts))
+
+    # Matching
+
+    @overload
+    def match(self, images: ImageLike, texts: str) -> Match: ...  # type: ignore[overload-overlap]
+    @overload
+    def match(self, images: Images, texts: Texts) -> list[Match]: ...
+    @torch.no_grad()
+    def match(self, images: Images, texts: Texts) -> Any:
+        """Do image and text belong together? By ITM, which looks at words and patches together, and by ITC.
+
+        Lists of one length are pairs; a single image or text goes with all of the other. Put the texts of one image
+        side by side: it is read and encoded once for them. ValueError for lists of different lengths.
+        """
+        model = self._model(AlbefModel, "match", "retrieval")
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        starts = range(0, len(listed), PAIRS_KEPT)
+        parts = (self._matches(model, listed[at : at + PAIRS_KEPT], said[at : at + PAIRS_KEPT]) for at in starts)
+        found = [match for part in tracked(parts, len(starts), "matching") for match in part]
+        return found[0] if one else found
+
+    def _matches(self, model: AlbefModel, images: list[ImageLike], texts: list[str]) -> list[Match]:
+        (own_images, of_image), (own_texts, of_text) = distinct(images), distinct(texts)
+        tokens, z_image = ranking.encode_images(model, self._batches(own_images, silent=True))
+        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(own_texts))
+        pairs = torch.zeros(len(own_images), len(own_texts), dtype=torch.bool)
+        pairs[of_image, of_text] = True
+        shares = _shares(model, tokens, encoded, pairs)[of_image, of_text]
+        cosines = (z_image.cpu()[of_image] * z_text.cpu()[of_text]).sum(1)
+        return [Match(*both) for both in zip(shares.tolist(), cosines.tolist(), strict=True)]
+
+    @overload
+    def rank(self, query: ImageLike, candidates: Images | Texts, k: int = 10) -> list[Ranked]: ...
+    @overload
+    def rank(self, query: Sequence[Any], candidates: Images | Texts, k: int = 10) -> list[list[Ranked]]: ...
+    @torch.no_grad()
+    def rank(self, query: Any, candidates: Any, k: int = 10) -> Any:
+        """The k best candidates, best first: chosen by ITC, and ordered by ITM as in the paper.
+
+        A query of the type str is a text, and the candidates are images; any other query (also a list of them) is an
+        image, and the candidates are texts. So give the path of an image as pathlib.Path. Several queries give a list
+        for each. ValueError for k below 1.
+        """
+        model = self._model(AlbefModel, "rank", "retrieval")
+        if k < 1:
+            raise AlbefValueError(f"k {k}: ask for at least one candidate")
+        by_text = isinstance(query[0] if isinstance(query, (list, tuple)) and query else query, str)
+        images, one_image = list_images(candidates if by_text else query)
+        texts, one_text = list_texts(query if by_text else candidates)
+        one = one_text if by_text else one_image
+        if not images or not texts:
+            return [] if one else [[] for _ in query]
+        tokens, z_image = ranking.encode_images(model, self._batches(images))
+        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(texts))
+        cosines = (z_image @ z_text.T).cpu()  # [I, T]
+        chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
+        shares = _shares(model, tokens, encoded, chosen)
+        shares = shares.masked_fill(~chosen, -1)
+        both = (shares.T, cosines.T) if by_text else (shares, cosines)
+        found = [_best(own_shares, own_cosines, k) for own_shares, own_cosines in zip(*both, strict=True)]
+        return found[0] if one else found
+
+    @overload
+    def classify(self, images: ImageLike, labels: Sequence[str], template: str = ...) -> Verdict: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, images: Images, labels: Sequence[str], template: str = ...) -> list[Verdict]: ...
+    def classify(self, images: Any, labels: Sequence[str], template: str = "a photo of a {}") -> Any:
+        """Which of the labels suits an image best, without any training for them, by ITC.
+
+        The label replaces `{}` in the template. ValueError for a template without it, or for no labels.
+        """
+        model, (listed, one) = self._model(AlbefModel, "classify", "retrieval"), list_images(images)
+        if "{}" not in template:
+            raise AlbefValueError(f"template {template!r}: must hold {{}}, which each label replaces")
+        if isinstance(labels, str) or not labels:
+            raise AlbefValueError(f"labels {labels!r}: give a list of at least one label")
+        z_text = self.embed_texts([template.replace("{}", label) for label in labels])
+        shares = (self.embed_images(listed) @ z_text.T / float(model.temp)).softmax(-1)
+        found = [_verdict(labels, row) for row in shares.tolist()]
+        return found[0] if one else found
+
+    # Fine-tuned models
+
+    @overload
+    def answer(  # type: ignore[overload-overlap]
+        self, images: ImageLike, questions: str, k: int = ..., answers: Sequence[str] | None = ..., free: bool = ...
+    ) -> list[Answer]: ...
+    @overload
+    def answer(
+        self, images: Images, questions: Texts, k: int = ..., answers: Sequence[str] | None = ..., free: bool = ...
+    ) -> list[list[Answer]]: ...
+    @torch.no_grad()
+    def answer(
+        self, images: Any, questions: Any, k: int = 5, answers: Sequence[str] | None = None, free: bool = False
+    ) -> Any:
+        """The k likeliest answers, best first: ranked from `answers` (by default those it learnt), or written freely.
+
+        Pairs as in `match`. ValueError for a question without a word, an empty list, or one to write freely from; k
+        larger than the list gives all of it.
+        """
+        model = self._model(AlbefForAnswering, "answer questions", "vqa")
+        if free and answers is not None:
+            raise AlbefValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
+        if k < 1:
+            raise AlbefValueError(f"k {k}: ask for at least one answer")
+        (listed, asked), one = paired(images=list_images(images), questions=list_texts(questions))
+        words = vqa.questions(self.processor, asked, vqa.TEST_WORDS, model.config.max_positions)
+        chosen = None if free else tuple(answers_of.checked_answers(self.answers if answers is None else answers))
+        found: list[list[Answer]] = []
+        for rows, pixels in self._numbered_batches(listed):
+            ids, mask = self._on(words["input_ids"][rows], words["attention_mask"][rows])
+            states = model.read(pixels, ids, mask)
+            found += (
+                self._written(model, states, mask, k)
+                if chosen is None
+                else self._ranked(model, states, mask, chosen, k)
+            )
+        return found[0] if one else found
+
+    def _written(self, model: AlbefForAnswering, states: Tensor, mask: Tensor, k: int) -> list[list[Answer]]:
+        ids = self.processor.cls_id, self.processor.sep_id
+        pieces, scores = decode.generate(model, states, mask, *ids, beams=max(k, 3))
+        texts = [[self.processor.words(row) for row in own] for own in pieces.tolist()]
+        return [_answers(*own, k) for own in zip(texts, scores.exp().tolist(), strict=True)]
+
+    def _ranked(
+        self, model: AlbefForAnswering, states: Tensor, mask: Tensor, answers: tuple[str, ...], k: int
+    ) -> list[list[Answer]]:
+        order, shares = decode.rank_answers(model, states, mask, *self._answer_words(answers), max(k, 128))
+        texts = [[answers[index] for index in own] for own in order.tolist()]
+        return [_answers(*own, k) for own in zip(texts, shares.tolist(), strict=True)]
+
+    @overload
+    def entails(self, images: ImageLike, texts: str) -> Verdict: ...  # type: ignore[overload-overlap]
+    @overload
+    def entails(self, images: Images, texts: Texts) -> list[Verdict]: ...
+    def entails(self, images: Any, texts: Any) -> Any:
+        """Does the image entail the text? Or whichever labels the model was trained with. Pairs as in `match`."""
+        model = self._model(AlbefForClassification, "judge a text", "classification")
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        found = self._judged(model, listed, said, 1)
+        return found[0] if one else found
+
+    @overload
+    def compare(self, first: ImageLike, second: ImageLike, texts: str) -> Verdict: ...  # type: ignore[overload-overlap]
+    @overload
+    def compare(self, first: Images, second: Images, texts: Texts) -> list[Verdict]: ...
+    def compare(self, first: Any, second: Any, texts: Any) -> Any:
+        """Is the text true of the two images, the left and the right one? Lists as in `match`."""
+        model = self._model(AlbefForPairs, "compare two images", "nlvr2")
+        (left, right, said), one = paired(first=list_images(first), second=list_images(second), texts=list_texts(texts))
+        found = self._judged(model, [image for both in zip(left, right, strict=True) for image in both], said, 2)
+        return found[0] if one else found
+
+    @torch.no_grad()
+    def _judged(
+        self, model: AlbefForClassification | AlbefForPairs, images: list[ImageLike], texts: list[str], each: int
+    ) -> list[Verdict]:
+        """The texts, of `each` images a text, in one list."""
+        words = self.processor.texts(with_words(texts), model.config.max_positions)
+        found: list[Verdict] = []
+        for rows, pixels in self._numbered_batches(images):
+            own = slice(rows.start // each, -(-rows.stop // each))
+            seen = pixels.view(-1, each, *pixels.shape[1:]) if each > 1 else pixels
+            logits = model(seen, *self._on(words["input_ids"][own], words["attention_mask"][own]))
+            found += [_verdict(model.labels, row) for row in logits.float().softmax(-1).tolist()]
+        return found
+
+    # Regions
+
+    @overload
+    def ground(  # type: ignore[overload-overlap]
+        self, images: ImageLike, texts: str, mode: grounding.Mode = ..., layer: int | None = ...,
+        candidates: Sequence[Box] | None = ...,
+    ) -> Region: ...  # fmt: skip
+    @overload
+    def ground(
+        self, images: Images, texts: Texts, mode: grounding.Mode = ..., layer: int | None = ...,
+        candidates: Sequence[Sequence[Box]] | None = ...,
+    ) -> list[Region]: ...  # fmt: skip
+    def ground(
+        self, images: Any, texts: Any, mode: grounding.Mode = "itm", layer: int | None = None, candidates: Any = None
+    ) -> Any:
+        """Where the text is seen; `mode` and `layer` as `tasks.grounding.text_maps` has them. Pairs as in `match`.
+
+        With `candidates` (boxes in pixels; for lists, a list of boxes for each pair) the box is the best of them.
+        ValueError for an empty list of them, and for wrong ones.
+        """
+        model = self._model(AlbefModel, "ground", "grounding")
+        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        given = [candidates] * len(listed) if one or candidates is None else list(candidates)
+        if len(given) != len(listed):
+            raise AlbefValueError(f"{len(given)} lists of candidates for {len(listed)} pairs; give one for each")
+        checked = [_checked_boxes(own) for own in given]
+        pairs = zip(listed, with_words(said), checked, strict=True)
+        found = [self._region(model, *pair, mode, layer) for pair in tracked(pairs, len(listed), "heat maps")]
+        return found[0] if one else found
+
+    def _region(
+        self, model: AlbefModel, image: ImageLike, text: str, given: list[Box], mode: grounding.Mode, layer: int | None
+    ) -> Region:
+        opened = open_any(image)
+        size, listed = (opened.height, opened.width), self.processor.texts([text], model.config.max_positions)
+        inputs = (self._pixels([opened]), *self._on(listed["input_ids"], listed["attention_mask"]))
+        words = {}
+        if mode == "itm":
+            maps = grounding.word_maps(model, *inputs, layer)[0]
+            pieces = self._spelled(listed["input_ids"][0].tolist())
+            words = {word: boxes.upsample(maps[own].sum(0), *size) for word, own in pieces.items()}
+            small = maps.mean(0)
+        else:
+            small = grounding.similarity_maps(model, *inputs, layer)[0]
+        large = boxes.upsample(small, *size)
+        points, box = bool(large.max() > 0), box_of(boxes.box_of_map(large))
+        if given:
+            box, points = grounding.best_box(large, given)
+        return Region(opened, large, boxes.point(small, *size), box, points, words)
+
+
+def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, pairs: Tensor) -> Tensor:
+    """ITM's probabilities of the pairs marked True in [I, T], on the CPU; 0 elsewhere."""
+    shares = torch.zeros(pairs.shape)
+    if len(texts) == 1:  # a search by one text makes no keys and values of images
+        rows = pairs[:, 0].nonzero().squeeze(1)
+        logits = ranking.match_text(model, [tokens[row] for row in rows.tolist()], texts)
+        shares[rows, 0] = logits.float().softmax(-1)[:, 1].cpu()
+        return shares
+    chosen = [row.nonzero().squeeze(1) for row in pairs]
+    for own, (rows, logits) in zip(shares, ranking.match(model, tokens, texts, chosen), strict=True):
+        own[rows] = logits.softmax(-1)[:, 1].cpu()
+    return shares
+
+
+def _best(shares: Tensor, cosines: Tensor, k: int) -> list[Ranked]:
+    found = shares.topk(min(k, len(shares)))
+    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [Ranked(index, share, float(cosines[index])) for index, share in rows]
+
+
+def _joined(parts: list[Tensor], width: int, one: bool) -> Tensor:
+    rows = torch.cat([torch.empty(0, width), *(part.float().cpu() for part in parts)])
+    return rows[0] if one else rows
+
+
+def _states(values: Tensor, mask: Tensor, one: bool) -> States:
+    return States(values[0], mask[0]) if one else States(values, mask)
+
+
+def _verdict(labels: Sequence[str], shares: Sequence[float]) -> Verdict:
+    found = dict(zip(labels, shares, strict=True))
+    return Verdict(max(found, key=lambda label: found[label]), found)
+
+
+def _answers(texts: Sequence[str], shares: Sequence[float], k: int) -> list[Answer]:
+    return [Answer(*both) for both in zip(texts, shares, strict=True)][:k]
+
+
+def _checked_boxes(candidates: Sequence[Box] | None) -> list[Box]:
+    if candidates is not None and not len(candidates):
+        raise AlbefValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
+    return [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
