@@ -14,15 +14,15 @@ from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar
 from albef.engine import checkpoint
-from albef.engine.log import clock
 from albef.metrics import boxes
 from albef.recipe import Recipe
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
 from albef_demo import report, world
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef_demo.image_search import ImageSearch, recall_rows, recalls
 from albef_demo.report.chart import Chart
 from albef_demo.report.tasks import Block, Found, Judged, Named, Pointed, Spot
-from albef_demo.style import Unseen, recall_rows
+from albef_demo.runs import steps_done
 
 TEST = ("world:test",)
 DRAW = 1  # seed of the draw
@@ -34,16 +34,16 @@ Made = TypeVar("Made", Found, Judged, Pointed)
 
 def retrieval_page(runs: Runs) -> report.TaskPage:
     recipe, folder = runs[-1]
-    unseen = Unseen.load(folder / "model", TEST, recipe.k_test)
-    scores, count = unseen.scores(), len(unseen.names)
-    figures = {name: ranking.recalls(*both, unseen.gallery.image_of_text) for name, both in scores.items()}
+    images = ImageSearch.load(folder / "model", TEST, recipe.k_test)
+    scores, count = images.scores(), len(images.names)
+    figures = recalls(scores)
     itm = scores["itm"][1]  # [T, I]
 
     def found(index: int) -> Found:
-        name = unseen.names[index]
+        name = images.names[index]
         place = int((itm[index] > itm[index, index]).sum()) + 1
         listed = itm[index, index] > ranking.NOT_A_CANDIDATE
-        return Found((unseen.image(index), name), unseen.find(name, 5), place if listed else None)
+        return Found((images.image(index), name), images.find(name, 5), place if listed else None)
 
     rows, guess = log_rows(folder), 100 / count
     chart = figure_chart(
@@ -119,8 +119,8 @@ def _assignment_note(runs: Runs, other: Path) -> str:
     """What the row without text assignment is, or how to get one."""
     if (other / checkpoint.NAME).is_file():
         return (
-            f"Without text assignment: the run in {other}, trained for {_length(other)}. Text assignment took its own "
-            "time besides, and there is one run of each: small differences mean nothing."
+            f"Without text assignment: the run in {other}, trained for {steps_done(other)[1]}. Text "
+            "assignment took its own time besides, and there is one run of each: small differences mean nothing."
         )
     recipe = runs[-1][0]
     return (
@@ -224,17 +224,12 @@ def _page(
     key: str, runs: Runs, line: str, charts: list[Chart], figures: dict[str, dict[str, float]],
     shown: tuple[Sequence[Block], Sequence[Block], int], note: str = "",
 ) -> report.TaskPage:  # fmt: skip
-    lengths = ", then for ".join(_length(folder) for _, folder in runs)
+    lengths = ", then for ".join(steps_done(folder)[1] for _, folder in runs)
     run = (
         f"Trained for {lengths}, from a small model that knows this world; one run, one seed ({runs[-1][0].seed}). "
         "Figures and examples are of the test part, which no training saw."
     )
     return report.TaskPage(key, run, line, charts, figures, *shown, note)
-
-
-def _length(folder: Path) -> str:
-    state = checkpoint.load(folder) or {"step": 0, "seconds": 0.0}
-    return f"{state['step']:,} steps in {clock(state['seconds'])}"
 
 
 PAGES: dict[str, Callable[[Runs], report.TaskPage]] = {

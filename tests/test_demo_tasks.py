@@ -194,4 +194,4 @@ def test_interrupted_says_how_to_go_on(
     with pytest.raises(SystemExit) as stopped:
         demo.run(small_world, 0.0, 1, 3, task_seconds=60.0)
     assert stopped.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues it" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from PIL import Image
 from albef.heat import heat
 from albef_demo.report.chart import Chart
 from albef_demo.report.hits import Hit, Query, hit_row, query_rows
-from albef_demo.report.parts import charts, img, page, recall_table
+from albef_demo.report.parts import charts, img, page, recall_table, table
 from albef_demo.report.tasks import FOOTER as TASKS_FOOTER
 from albef_demo.report.tasks import TaskPage, render_task, task_list
 
@@ -70,12 +70,21 @@ class Miss:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows. `figures`: recalls in percent (`img_r1`, ..., `txt_r10`) by row name."""
+    """Everything that the page shows.
+
+    growth          R@10 in percent by row name and step, with `growth_words` to say what it means
+    figures         recalls in percent (`img_r1`, ..., `txt_r10`) by row name
+    missed          some of the names whose image is not found; there are `missed_count` of them
+    typed           what the user searched; empty if nothing
+    tasks           the pages of other tasks that the report leads to; empty if none
+    """
 
     lead: str
     images: int
     candidates: int
     charts: list[Chart]
+    growth: dict[str, dict[int, float]]
+    growth_words: str
     figures: dict[str, dict[str, float]]
     queries: list[Query]
     maps: list[WordMaps]
@@ -122,7 +131,16 @@ def _curves(report: Report) -> str:
         "fuse. Mind the axes: only the recall's starts at 0. "
         "Good: recall on the unseen style climbs away from chance. Bad: losses fall, recall doesn't.</p>"
         + charts(report.charts)
+        + f"<p>{escape(report.growth_words)}</p>{_growth(report.growth)}"
     )
+
+
+def _growth(growth: dict[str, dict[int, float]]) -> str:
+    """R@10 with a column for every step at which one of the rows was measured."""
+    steps = sorted({step for row in growth.values() for step in row})
+    heads = "".join(f'<th scope="col">{step:,}</th>' for step in steps)
+    rows = {name: [row.get(step) for step in steps] for name, row in growth.items()}
+    return table("R@10 by steps", f"<tr><th>R@10 after steps</th>{heads}</tr>", rows)
 
 
 def _figures(report: Report) -> str:
