@@ -1,4 +1,4 @@
-"""A run, or two, and a page for each task of the generated world."""
+"""`albef demo --all-tasks`: a run, or two, and a page for each task of the generated world."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ READING, MEASURING = 45.0, 30.0  # seconds that a run and a page take besides tr
 
 @dataclass(frozen=True)
 class TaskRuns:
-    """A task, and the runs that it takes with their folders, in their order."""
+    """A task with its runs in their order; each run is its recipe and its folder."""
 
     name: str
     runs: list[tuple[Recipe, Path]]
 
     def left(self) -> float:
-        """The training time that is left, in seconds, at most."""
+        """The longest training time that is left, in seconds."""
         return sum(seconds_left(*run) for run in self.runs)
 
 
 def plan(out: Path, seconds: float, seed: int) -> list[TaskRuns]:
-    """All that is to be done in `out`/world, each run `seconds` long at most.
+    """The runs of every task in `out`/world, each with `seconds` as its longest training time.
 
-    ValueError for no time, and if a folder holds another run.
+    AlbefValueError if `seconds` is not above 0.
     """
     if seconds <= 0:
         raise AlbefValueError(
@@ -51,7 +51,7 @@ def plan(out: Path, seconds: float, seed: int) -> list[TaskRuns]:
 
 
 def _runs(names: tuple[str, ...], folder: Path, seconds: float, seed: int) -> Iterator[tuple[Recipe, Path]]:
-    """Each run begins with the model of the one before; the first with what its recipe says."""
+    """Yields the runs of a task. The first starts as its recipe says, each other from the model of the run before."""
     start: Path | None = None
     for name in names:
         recipe = replace(recipes.RECIPES[name](), max_seconds=seconds, seed=seed, log_steps=LOG_STEPS)
@@ -61,7 +61,10 @@ def _runs(names: tuple[str, ...], folder: Path, seconds: float, seed: int) -> It
 
 
 def outlook(tasks: list[TaskRuns]) -> tuple[str, float]:
-    """The training time that is left of each task in words; the seconds that all of it takes, by estimate."""
+    """The training time left for each task in words, and an estimate of the seconds that all tasks take.
+
+    AlbefValueError if a folder holds a run with other settings.
+    """
     left = {task.name: task.left() for task in tasks}
     words = ", ".join(f"{name} {time_left(seconds)}" for name, seconds in left.items())
     waiting = sum(len(task.runs) * READING for task in tasks if left[task.name])
@@ -69,11 +72,12 @@ def outlook(tasks: list[TaskRuns]) -> tuple[str, float]:
 
 
 def time_left(seconds: float) -> str:
+    """The time in words; "is there" for a run that is finished."""
     return clock(seconds) if seconds else "is there"
 
 
 def pages(tasks: list[TaskRuns], out: Path) -> Iterator[list[report.TaskPage]]:
-    """Learns task after task; after each all pages so far, written to `out` and linked to each other."""
+    """Runs task after task; after each, yields all pages so far, written to `out` with links to each other."""
     made: list[report.TaskPage] = []
     for number, task in enumerate(tasks, 1):
         console.print(f"\n{number} of {len(tasks)}: {task.name}")

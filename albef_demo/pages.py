@@ -1,4 +1,4 @@
-"""What the pages of the tasks show: figures on the test part of the generated world, and examples of it."""
+"""What the pages of the tasks show: figures and examples of the test part of the generated world."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ Made = TypeVar("Made", Found, Judged, Pointed)
 
 
 def retrieval_page(runs: Runs) -> report.TaskPage:
+    """The page of retrieval, from its finished runs."""
     recipe, folder = runs[-1]
     images = ImageSearch.load(folder / "model", TEST, recipe.k_test)
     scores, count = images.scores(), len(images.names)
@@ -56,6 +57,7 @@ def retrieval_page(runs: Runs) -> report.TaskPage:
 
 
 def vqa_page(runs: Runs) -> report.TaskPage:
+    """The page of visual question answering, from its finished runs."""
     recipe, folder = runs[-1]
     one, source = _opened(folder, "vqa")
     measure = partial(vqa.evaluate, one.model, one.processor, source, one.answers, recipe.k_test)
@@ -83,6 +85,7 @@ def vqa_page(runs: Runs) -> report.TaskPage:
 
 
 def entailment_page(runs: Runs) -> report.TaskPage:
+    """The page of visual entailment, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "classification")
     figures = _judging(classification.evaluate, one, source)
@@ -96,6 +99,7 @@ def entailment_page(runs: Runs) -> report.TaskPage:
 
 
 def nlvr2_page(runs: Runs) -> report.TaskPage:
+    """The page of reasoning about two images, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "pairs")
     after = _judging(nlvr2.evaluate, one, source)
@@ -116,7 +120,7 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
 
 
 def _assignment_note(runs: Runs, other: Path) -> str:
-    """What the row without text assignment is, or how to get one."""
+    """What the row without text assignment stands for, or, where there is none, how to get it."""
     if (other / checkpoint.NAME).is_file():
         return (
             f"Without text assignment: the run in {other}, trained for {steps_done(other)[1]}. Text "
@@ -124,12 +128,13 @@ def _assignment_note(runs: Runs, other: Path) -> str:
         )
     recipe = runs[-1][0]
     return (
-        "What does text assignment bring? For a run without it: albef train world-nlvr2 --max-seconds "
-        f"{recipe.max_seconds:g} --seed {recipe.seed} --out {other}; then run the demo again."
+        "What does text assignment bring? This command makes a run without it: albef train world-nlvr2 --max-seconds "
+        f"{recipe.max_seconds:g} --seed {recipe.seed} --out {other}. Then run the demo again."
     )
 
 
 def grounding_page(runs: Runs) -> report.TaskPage:
+    """The page of grounding, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "phrases")
     measured = {mode: _measure_maps(one, source, mode) for mode in ("itm", "itc")}
@@ -153,7 +158,7 @@ def _measure_maps(one: Any, source: ExampleSource, mode: grounding.Mode) -> dict
 
 
 def _blind(source: ExampleSource) -> dict[str, float]:
-    """What a blind finger hits, and a blind choice among the candidates."""
+    """What pointing anywhere in the image reaches, and choosing any of the candidates, in percent."""
     examples = [source[index] for index in range(len(source))]
     shares = [e.boxes[0][2] * e.boxes[0][3] / (world.SIDE * world.SIDE) for e in examples]
     choices = [1 / len(e.candidates) for e in examples]
@@ -189,7 +194,7 @@ def _opened(folder: Path, kind: Kind) -> tuple[Any, ExampleSource]:
 
 
 def _images(example: Example) -> list[Named]:
-    """Each image with what can be said of it."""
+    """Each image of the example with words that describe it."""
     opened = [open_image(image) for image in example.images]
     if len(opened) == 2:
         return list(zip(opened, ("the left image", "the right image"), strict=True))
@@ -198,7 +203,7 @@ def _images(example: Example) -> list[Named]:
 
 
 def _draw(count: int, make: Callable[[int], Made]) -> tuple[list[Made], list[Made], int]:
-    """Examples drawn by chance, the next ones that are wrong, and how many were looked at."""
+    """Examples drawn by chance, the next wrong ones of the draw, and how many examples were looked at."""
     order = random.Random(DRAW).sample(range(count), min(count, LOOKED_AT))
     drawn = [make(index) for index in order[:SHOWN]]
     wrong: list[Made] = []
@@ -211,7 +216,7 @@ def _draw(count: int, make: Callable[[int], Made]) -> tuple[list[Made], list[Mad
 
 
 def _losses(runs: Runs) -> list[Chart]:
-    """A chart of every loss, run after run."""
+    """A chart of every loss, in the order of the runs."""
     charts = []
     for recipe, folder in runs:
         rows, costs = log_rows(folder), guessing_costs(recipe)
@@ -226,8 +231,8 @@ def _page(
 ) -> report.TaskPage:  # fmt: skip
     lengths = ", then for ".join(steps_done(folder)[1] for _, folder in runs)
     run = (
-        f"Trained for {lengths}, from a small model that knows this world; one run, one seed ({runs[-1][0].seed}). "
-        "Figures and examples are of the test part, which no training saw."
+        f"Trained for {lengths}, from a small model that knows this world. This is one run with one seed "
+        f"({runs[-1][0].seed}). Figures and examples are of the test part, which no training saw."
     )
     return report.TaskPage(key, run, line, charts, figures, *shown, note)
 

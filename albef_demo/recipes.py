@@ -11,11 +11,11 @@ from albef.recipes import pretrain_tiny
 
 
 def emoji() -> Recipe:
-    """The model that the package ships: three drawing styles of the emoji, searched in a fourth it has never seen.
+    """The run that made the shipped model: it learns three drawing styles of the emoji and is measured on a fourth.
 
     albef train emoji --out runs/emoji
-    Text->image, three seeds: ITC R@1 43.3 (sd 0.1), R@10 76.3 (0.4); ITM 40.6 (1.6), 76.5 (0.5). 40 minutes on one
-    core of a busy machine. docs/results.md has the rest.
+    Text->image, three seeds: ITC R@1 43.3 (sd 0.1), R@10 76.3 (0.4); ITM 40.6 (1.6), 76.5 (0.5). It takes 40 minutes
+    on one core of a busy machine; docs/results.md has the rest.
     """
     tiny = pretrain_tiny()
     data = replace(

@@ -96,7 +96,7 @@ def test_each_kind_of_example_shows_its_own() -> None:
     assert "not on the shortlist" in texts["retrieval"] and texts["retrieval"].count('class="found"') == 2 * 3
     assert "points nowhere" in texts["grounding"] and "the true box" in texts["grounding"]
     assert texts["grounding"].count("<img") == 4 * 3
-    assert "No more among the first 44" in report.render_task(task_page("vqa", wrong=False), [])
+    assert "No more wrong ones are among the first 44" in report.render_task(task_page("vqa", wrong=False), [])
 
 
 def test_enlarged_keeps_every_pixel_a_square() -> None:
