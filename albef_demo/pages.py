@@ -21,7 +21,7 @@ from albef_demo import report, world
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
 from albef_demo.image_search import ImageSearch, recall_rows, recalls
 from albef_demo.report.chart import Chart
-from albef_demo.report.tasks import Block, Found, Judged, Named, Pointed, Spot
+from albef_demo.report.tasks import Block, Found, JudgedExample, Named, Pointed, Spot
 from albef_demo.runs import steps_done
 
 TEST = ("world:test",)
@@ -29,7 +29,7 @@ DRAW = 1  # seed of the draw
 SHOWN, MORE_WRONG, LOOKED_AT = 12, 4, 200
 WITHOUT_ASSIGNMENT = "nlvr2-direct"
 Runs = Sequence[tuple[Recipe, Path]]
-Made = TypeVar("Made", Found, Judged, Pointed)
+Made = TypeVar("Made", Found, JudgedExample, Pointed)
 
 
 def retrieval_page(runs: Runs) -> report.TaskPage:
@@ -65,12 +65,12 @@ def vqa_page(runs: Runs) -> report.TaskPage:
     answers = Counter(answer for index in range(len(source)) for answer in source[index].answers)
     guess = 100 * answers.most_common(1)[0][1] / len(source)
 
-    def answered(index: int) -> Judged:
+    def answered(index: int) -> JudgedExample:
         example = source[index]
         ranked = [(found.text, found.probability) for found in one.answer(example.images[0], example.text, 3)]
         written = one.answer(example.images[0], example.text, 1, free=True)[0].text
         (truth,) = example.answers
-        return Judged(_images(example), example.text, ranked, truth, ranked[0][0] == truth, written)
+        return JudgedExample(_images(example), example.text, ranked, truth, ranked[0][0] == truth, written)
 
     chart = figure_chart(
         "Accuracy, %", log_rows(folder), {"ranked": ("ranked",), "written": ("generated",)}, ("commonest", guess)
@@ -179,10 +179,10 @@ def _spot(way: str, region: api.Region) -> Spot:
     return Spot(way, region.heat_map, region.point, region.box)
 
 
-def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> Judged:
+def _verdict(example: Example, judge: Callable[[Example], api.Verdict]) -> JudgedExample:
     verdict, truth = judge(example), str(example.label)
     shares = list(verdict.probabilities.items())
-    return Judged(_images(example), example.text, shares, truth, verdict.label == truth)
+    return JudgedExample(_images(example), example.text, shares, truth, verdict.label == truth)
 
 
 def _judging(measure: Any, one: Any, source: ExampleSource) -> dict[str, Any]:

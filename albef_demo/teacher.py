@@ -65,7 +65,7 @@ def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
     return model, Processor.from_pretrained(folder / "model"), temp
 
 
-def _kind(text: str, label: str, own: list[str]) -> report.Kind:
+def _kind(text: str, label: str, own: list[str]) -> report.CaptionKind:
     """The kind of the caption `text` for an image whose captions are `own`, of which `label` was drawn."""
     if text == label:
         return "label"
@@ -78,7 +78,7 @@ def _kind(text: str, label: str, own: list[str]) -> report.Kind:
 
 def _examples(lessons: list[tuple[str | None, report.Lesson]]) -> report.Teacher:
     """How often each kind comes first, the best example of each category, and the first wrong examples."""
-    counts: dict[report.Kind, int] = {"label": 0, "right": 0, "related": 0, "wrong": 0}
+    counts: dict[report.CaptionKind, int] = {"label": 0, "right": 0, "related": 0, "wrong": 0}
     best: dict[str | None, tuple[tuple[int, float], report.Lesson]] = {}
     for category, lesson in lessons:
         counts[lesson.teacher[0][2]] += 1

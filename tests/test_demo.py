@@ -241,7 +241,7 @@ def test_kinds_of_captions(text: str, kind: str) -> None:
 
 
 def test_examples_name_what_the_label_leaves_out() -> None:
-    def lesson(*teacher: tuple[str, float, report.Kind]) -> report.Lesson:
+    def lesson(*teacher: tuple[str, float, report.CaptionKind]) -> report.Lesson:
         image = Image.new("RGB", (4, 4))
         return report.Lesson(image, "red apple", ["red apple", "fruit healthy red"], list(teacher))
 

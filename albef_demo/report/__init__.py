@@ -17,8 +17,19 @@ from albef_demo.report.tasks import FOOTER as TASKS_FOOTER
 from albef_demo.report.tasks import TaskPage, render_task, task_list
 
 __all__ = [
-    "Hit", "Kind", "Lesson", "Miss", "Query", "Report", "TaskPage", "Teacher", "WordMaps",
-    "render", "render_search", "render_task", "render_tasks",
+    "CaptionKind",
+    "Hit",
+    "Lesson",
+    "Miss",
+    "Query",
+    "Report",
+    "TaskPage",
+    "Teacher",
+    "WordMaps",
+    "render",
+    "render_search",
+    "render_task",
+    "render_tasks",
 ]  # fmt: skip
 FOOTER = (
     "Names and keywords: Unicode CLDR. Images: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
@@ -39,7 +50,7 @@ class WordMaps:
     texts: list[tuple[str, float, np.ndarray]]
 
 
-Kind = Literal["label", "right", "related", "wrong"]
+CaptionKind = Literal["label", "right", "related", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +63,14 @@ class Lesson:
     image: Image.Image
     label: str
     captions: list[str]
-    teacher: list[tuple[str, float, Kind]]
+    teacher: list[tuple[str, float, CaptionKind]]
 
 
 @dataclass(frozen=True)
 class Teacher:
     """For a sample of training images: how often the teacher's first caption is of each kind, and examples."""
 
-    counts: dict[Kind, int]
+    counts: dict[CaptionKind, int]
     better: list[Lesson]
     worse: list[Lesson]
 
@@ -194,7 +205,7 @@ def _maps(maps: list[WordMaps]) -> str:
     )
 
 
-_KINDS: dict[Kind, str] = {
+_KINDS: dict[CaptionKind, str] = {
     "label": "the label itself",
     "right": "another caption of the same emoji",
     "related": "the caption of another emoji, but two thirds of its words are true of this one",

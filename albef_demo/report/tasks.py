@@ -26,7 +26,7 @@ FOOTER = (
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedExample:
     """An example with one or two images, its question or statement, and what the model says.
 
     shares      the likeliest labels with their probabilities
@@ -83,7 +83,7 @@ class Pointed:
     right: bool
 
 
-Block = Judged | Found | Pointed
+Block = JudgedExample | Found | Pointed
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,12 @@ def _legend(task: TaskPage) -> str:
 
 
 def _blocks(blocks: Sequence[Block]) -> str:
-    wide = "" if all(isinstance(block, Judged) for block in blocks) else " long"
+    wide = "" if all(isinstance(block, JudgedExample) for block in blocks) else " long"
     return f'<div class="cases{wide}">{"".join(map(_block, blocks))}</div>'
 
 
 def _block(block: Block) -> str:
-    if isinstance(block, Judged):
+    if isinstance(block, JudgedExample):
         body = _judged(block)
     else:
         body = _found(block) if isinstance(block, Found) else _pointed(block)
@@ -194,7 +194,7 @@ def _verdict(right: bool, more: str = "") -> str:
     return f'<p class="{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}{escape(more)}</p>'
 
 
-def _judged(block: Judged) -> str:
+def _judged(block: JudgedExample) -> str:
     images = "".join(img(enlarged(image, SIDE), alt) for image, alt in block.images)
     best = max(share for _, share in block.shares)
     bars = "".join(_bar(label, share, _mark(label == block.truth, share == best)) for label, share in block.shares)
