@@ -20,7 +20,7 @@ usage: albef COMMAND ...
 Vision-language models that are aligned before they are fused.
 
 start here
-  albef demo                              pre-train a tiny model in four minutes, search with a shipped one, see why
+  albef demo                              pre-train a tiny model in some minutes, search with a shipped one, see why
   albef demo --query "red fruit"          search the emoji images
   albef recipes                           every run by name
 

@@ -1,4 +1,4 @@
-"""Curves from a run's log; dashed is guessing."""
+"""Curves from a run's log. A dashed line is what guessing reaches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _WORDS = {"assign": "Text assignment", "classify": "Class", "answer": "Answer"}
 
 
 def log_rows(folder: Path) -> Rows:
+    """The lines of the log of the run in `folder`, in their order."""
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
 def loss_chart(rows: Rows, name: str, guess: float | None = None, mark: tuple[float, str] | None = None) -> Chart:
-    """A loss over steps; `guess` is what it costs to guess."""
+    """A loss over steps. `guess` is what it costs to guess, `mark` a step with its words."""
     steps = max((row["step"] for row in rows), default=1)
     words = _WORDS.get(name, name.upper())
     lines = [Line(words, [(row["step"], row[name]) for row in rows if name in row], 0)]
@@ -32,18 +33,18 @@ def loss_chart(rows: Rows, name: str, guess: float | None = None, mark: tuple[fl
 
 
 def figure_chart(title: str, rows: Rows, paths: Mapping[str, Sequence[str]], guess: tuple[str, float]) -> Chart:
-    """Figures over seconds of training: each line's label, and the keys that lead to it in an evaluation."""
+    """Figures over the steps. `paths` has, for each line's label, the keys that lead to its figure in an evaluation."""
     measured = [row for row in rows if "evaluation" in row]
-    end = max((row["seconds"] for row in measured), default=1.0)
+    end = max((row["step"] for row in measured), default=1)
     lines = [
-        Line(label, [(row["seconds"], reduce(getitem, path, row["evaluation"])) for row in measured], colour)
+        Line(label, [(row["step"], reduce(getitem, path, row["evaluation"])) for row in measured], colour)
         for colour, (label, path) in enumerate(paths.items())
     ]
-    return Chart(title, "seconds of training", end, [*lines, _level(*guess, end)])
+    return Chart(title, "step", end, [*lines, _level(*guess, end)])
 
 
 def guessing_costs(recipe: Recipe) -> dict[str, float]:
-    """What it costs to guess, by loss, as far as that is known."""
+    """What it costs to guess, by the name of the loss; losses for which that is not known are left out."""
     return {
         "itc": math.log(recipe.batch_size + recipe.objective.queue_size),
         "itm": math.log(3) - 2 / 3 * math.log(2),  # one pair in three matches

@@ -1,4 +1,4 @@
-"""A run, or two, and a page for each task of the generated world."""
+"""`albef demo --all-tasks`: a run, or two, and a page for each task of the generated world."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from albef.files import write_atomically
 from albef.recipe import Recipe
 from albef_demo import recipes, report
 from albef_demo.pages import PAGES
-from albef_demo.runs import console, learn, seconds_left
+from albef_demo.runs import learn, seconds_left
+from albef_demo.screen import console
 
 RUNS = {
     "retrieval": ("world-retrieval",),
@@ -26,31 +27,31 @@ READING, MEASURING = 45.0, 30.0  # seconds that a run and a page take besides tr
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """A task, and the runs that it takes with their folders, in their order."""
+class TaskRuns:
+    """A task with its runs in their order; each run is its recipe and its folder."""
 
     name: str
     runs: list[tuple[Recipe, Path]]
 
     def left(self) -> float:
-        """The training time that is left, in seconds, at most."""
+        """The longest training time that is left, in seconds."""
         return sum(seconds_left(*run) for run in self.runs)
 
 
-def plan(out: Path, seconds: float, seed: int) -> list[Chapter]:
-    """All that is to be done in `out`/world, each run `seconds` long at most.
+def plan(out: Path, seconds: float, seed: int) -> list[TaskRuns]:
+    """The runs of every task in `out`/world, each with `seconds` as its longest training time.
 
-    ValueError for no time, and if a folder holds another run.
+    AlbefValueError if `seconds` is not above 0.
     """
     if seconds <= 0:
         raise AlbefValueError(
             f"the training time of a task is {seconds / 60:g} minutes; it must be above 0 (default: 2)"
         )
-    return [Chapter(name, list(_runs(names, out / "world", seconds, seed))) for name, names in RUNS.items()]
+    return [TaskRuns(name, list(_runs(names, out / "world", seconds, seed))) for name, names in RUNS.items()]
 
 
 def _runs(names: tuple[str, ...], folder: Path, seconds: float, seed: int) -> Iterator[tuple[Recipe, Path]]:
-    """Each run begins with the model of the one before; the first with what its recipe says."""
+    """Yields the runs of a task. The first starts as its recipe says, each other from the model of the run before."""
     start: Path | None = None
     for name in names:
         recipe = replace(recipes.RECIPES[name](), max_seconds=seconds, seed=seed, log_steps=LOG_STEPS)
@@ -59,27 +60,31 @@ def _runs(names: tuple[str, ...], folder: Path, seconds: float, seed: int) -> It
         start = (own / "model").resolve()
 
 
-def outlook(chapters: list[Chapter]) -> tuple[str, float]:
-    """The training time that is left of each task in words; the seconds that all of it takes, by estimate."""
-    left = {chapter.name: chapter.left() for chapter in chapters}
+def outlook(tasks: list[TaskRuns]) -> tuple[str, float]:
+    """The training time left for each task in words, and an estimate of the seconds that all tasks take.
+
+    AlbefValueError if a folder holds a run with other settings.
+    """
+    left = {task.name: task.left() for task in tasks}
     words = ", ".join(f"{name} {time_left(seconds)}" for name, seconds in left.items())
-    waiting = sum(len(chapter.runs) * READING for chapter in chapters if left[chapter.name])
-    return words, sum(left.values()) + waiting + MEASURING * len(chapters)
+    waiting = sum(len(task.runs) * READING for task in tasks if left[task.name])
+    return words, sum(left.values()) + waiting + MEASURING * len(tasks)
 
 
 def time_left(seconds: float) -> str:
+    """The time in words; "is there" for a run that is finished."""
     return clock(seconds) if seconds else "is there"
 
 
-def pages(chapters: list[Chapter], out: Path) -> Iterator[list[report.TaskPage]]:
-    """Learns task after task; after each all pages so far, written to `out` and linked to each other."""
+def pages(tasks: list[TaskRuns], out: Path) -> Iterator[list[report.TaskPage]]:
+    """Runs task after task; after each, yields all pages so far, written to `out` with links to each other."""
     made: list[report.TaskPage] = []
-    for number, chapter in enumerate(chapters, 1):
-        console.print(f"\n{number} of {len(chapters)}: {chapter.name}")
-        for recipe, folder in chapter.runs:
+    for number, task in enumerate(tasks, 1):
+        console.print(f"\n{number} of {len(tasks)}: {task.name}")
+        for recipe, folder in task.runs:
             learn(recipe, folder)
-        made.append(PAGES[chapter.name](chapter.runs))
+        made.append(PAGES[task.name](task.runs))
         for page in made:
             write_atomically(out / f"{page.key}.html", report.render_task(page, made))
-        console.print(f"{made[-1].line}: {out / chapter.name}.html", soft_wrap=True)
+        console.print(f"{made[-1].line}: {out / task.name}.html", soft_wrap=True)
         yield list(made)

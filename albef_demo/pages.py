@@ -1,4 +1,4 @@
-"""What the pages of the tasks show: figures on the test part of the generated world, and examples of it."""
+"""What the pages of the tasks show: figures and examples of the test part of the generated world."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from albef import pipeline as api
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.images import open_image
 from albef.data.progress import with_bar
-from albef.engine.checkpointer import newest, read_newest
-from albef.engine.log import clock
+from albef.engine.checkpointer import newest
 from albef.metrics import boxes
 from albef.recipe import Recipe
 from albef.results import Region, Verdict
 from albef.tasks import classification, grounding, nlvr2, ranking, vqa
 from albef_demo import report, world
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
+from albef_demo.image_search import ImageSearch, recall_rows, recalls
 from albef_demo.report.chart import Chart
-from albef_demo.report.tasks import Block, Found, Judged, Named, Pointed, Spot
-from albef_demo.style import Unseen, recall_rows
+from albef_demo.report.tasks import Block, Found, JudgedExample, Named, Pointed, Spot
+from albef_demo.runs import steps_done
 
 TEST = ("world:test",)
 DRAW = 1  # seed of the draw
 SHOWN, MORE_WRONG, LOOKED_AT = 12, 4, 200
 WITHOUT_ASSIGNMENT = "nlvr2-direct"
 Runs = Sequence[tuple[Recipe, Path]]
-Made = TypeVar("Made", Found, Judged, Pointed)
+Made = TypeVar("Made", Found, JudgedExample, Pointed)
 
 
 def retrieval_page(runs: Runs) -> report.TaskPage:
+    """The page of retrieval, from its finished runs."""
     recipe, folder = runs[-1]
-    unseen = Unseen.load(folder / "model", TEST, recipe.k_test)
-    scores, count = unseen.scores(), len(unseen.names)
-    figures = {name: ranking.recalls(*both, unseen.gallery.image_of_text) for name, both in scores.items()}
+    images = ImageSearch.load(folder / "model", TEST, recipe.k_test)
+    scores, count = images.scores(), len(images.names)
+    figures = recalls(scores)
     itm = scores["itm"][1]  # [T, I]
 
     def found(index: int) -> Found:
-        name = unseen.names[index]
+        name = images.names[index]
         place = int((itm[index] > itm[index, index]).sum()) + 1
         listed = itm[index, index] > ranking.NOT_A_CANDIDATE
-        return Found((unseen.image(index), name), unseen.find(name, 5), place if listed else None)
+        return Found((images.image(index), name), images.find(name, 5), place if listed else None)
 
     rows, guess = log_rows(folder), 100 / count
     chart = figure_chart(
@@ -57,6 +58,7 @@ def retrieval_page(runs: Runs) -> report.TaskPage:
 
 
 def vqa_page(runs: Runs) -> report.TaskPage:
+    """The page of visual question answering, from its finished runs."""
     recipe, folder = runs[-1]
     one, source = _opened(folder, "vqa")
     measure = partial(vqa.evaluate, one.model, one.processor, source, one.answers, recipe.k_test)
@@ -64,12 +66,12 @@ def vqa_page(runs: Runs) -> report.TaskPage:
     answers = Counter(answer for index in range(len(source)) for answer in source[index].answers)
     guess = 100 * answers.most_common(1)[0][1] / len(source)
 
-    def answered(index: int) -> Judged:
+    def answered(index: int) -> JudgedExample:
         example = source[index]
         ranked = [(found.text, found.probability) for found in one.answer(example.images[0], example.text, 3)]
         written = one.answer(example.images[0], example.text, 1, free=True)[0].text
         (truth,) = example.answers
-        return Judged(_images(example), example.text, ranked, truth, ranked[0][0] == truth, written)
+        return JudgedExample(_images(example), example.text, ranked, truth, ranked[0][0] == truth, written)
 
     chart = figure_chart(
         "Accuracy, %", log_rows(folder), {"ranked": ("ranked",), "written": ("generated",)}, ("commonest", guess)
@@ -84,6 +86,7 @@ def vqa_page(runs: Runs) -> report.TaskPage:
 
 
 def entailment_page(runs: Runs) -> report.TaskPage:
+    """The page of visual entailment, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "classification")
     figures = _judging(classification.evaluate, one, source)
@@ -97,6 +100,7 @@ def entailment_page(runs: Runs) -> report.TaskPage:
 
 
 def nlvr2_page(runs: Runs) -> report.TaskPage:
+    """The page of reasoning about two images, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "pairs")
     after = _judging(nlvr2.evaluate, one, source)
@@ -117,20 +121,21 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
 
 
 def _assignment_note(runs: Runs, other: Path) -> str:
-    """What the row without text assignment is, or how to get one."""
+    """What the row without text assignment stands for, or, where there is none, how to get it."""
     if newest(other):
         return (
-            f"Without text assignment: the run in {other}, trained for {_length(other)}. Text assignment took its own "
-            "time besides, and there is one run of each: small differences mean nothing."
+            f"Without text assignment: the run in {other}, trained for {steps_done(other)[1]}. Text "
+            "assignment took its own time besides, and there is one run of each: small differences mean nothing."
         )
     recipe = runs[-1][0]
     return (
-        "What does text assignment bring? For a run without it: albef train world-nlvr2 --max-seconds "
-        f"{recipe.max_seconds:g} --seed {recipe.seed} --out {other}; then run the demo again."
+        "What does text assignment bring? This command makes a run without it: albef train world-nlvr2 --max-seconds "
+        f"{recipe.max_seconds:g} --seed {recipe.seed} --out {other}. Then run the demo again."
     )
 
 
 def grounding_page(runs: Runs) -> report.TaskPage:
+    """The page of grounding, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "phrases")
     measured = {mode: _measure_maps(one, source, mode) for mode in ("itm", "itc")}
@@ -154,7 +159,7 @@ def _measure_maps(one: Any, source: ExampleSource, mode: grounding.Mode) -> dict
 
 
 def _blind(source: ExampleSource) -> dict[str, float]:
-    """What a blind finger hits, and a blind choice among the candidates."""
+    """What pointing anywhere in the image reaches, and choosing any of the candidates, in percent."""
     examples = [source[index] for index in range(len(source))]
     shares = [e.boxes[0][2] * e.boxes[0][3] / (world.SIDE * world.SIDE) for e in examples]
     choices = [1 / len(e.candidates) for e in examples]
@@ -175,10 +180,10 @@ def _spot(way: str, region: Region) -> Spot:
     return Spot(way, region.heat_map, region.point, region.box)
 
 
-def _verdict(example: Example, judge: Callable[[Example], Verdict]) -> Judged:
+def _verdict(example: Example, judge: Callable[[Example], Verdict]) -> JudgedExample:
     verdict, truth = judge(example), str(example.label)
     shares = list(verdict.probabilities.items())
-    return Judged(_images(example), example.text, shares, truth, verdict.label == truth)
+    return JudgedExample(_images(example), example.text, shares, truth, verdict.label == truth)
 
 
 def _judging(measure: Any, one: Any, source: ExampleSource) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def _opened(folder: Path, kind: Kind) -> tuple[Any, ExampleSource]:
 
 
 def _images(example: Example) -> list[Named]:
-    """Each image with what can be said of it."""
+    """Each image of the example with words that describe it."""
     opened = [open_image(image) for image in example.images]
     if len(opened) == 2:
         return list(zip(opened, ("the left image", "the right image"), strict=True))
@@ -199,7 +204,7 @@ def _images(example: Example) -> list[Named]:
 
 
 def _draw(count: int, make: Callable[[int], Made]) -> tuple[list[Made], list[Made], int]:
-    """Examples drawn by chance, the next ones that are wrong, and how many were looked at."""
+    """Examples drawn by chance, the next wrong ones of the draw, and how many examples were looked at."""
     order = random.Random(DRAW).sample(range(count), min(count, LOOKED_AT))
     drawn = [make(index) for index in order[:SHOWN]]
     wrong: list[Made] = []
@@ -212,7 +217,7 @@ def _draw(count: int, make: Callable[[int], Made]) -> tuple[list[Made], list[Mad
 
 
 def _losses(runs: Runs) -> list[Chart]:
-    """A chart of every loss, run after run."""
+    """A chart of every loss, in the order of the runs."""
     charts = []
     for recipe, folder in runs:
         rows, costs = log_rows(folder), guessing_costs(recipe)
@@ -225,17 +230,12 @@ def _page(
     key: str, runs: Runs, line: str, charts: list[Chart], figures: dict[str, dict[str, float]],
     shown: tuple[Sequence[Block], Sequence[Block], int], note: str = "",
 ) -> report.TaskPage:  # fmt: skip
-    lengths = ", then for ".join(_length(folder) for _, folder in runs)
+    lengths = ", then for ".join(steps_done(folder)[1] for _, folder in runs)
     run = (
-        f"Trained for {lengths}, from a small model that knows this world; one run, one seed ({runs[-1][0].seed}). "
-        "Figures and examples are of the test part, which no training saw."
+        f"Trained for {lengths}, from a small model that knows this world. This is one run with one seed "
+        f"({runs[-1][0].seed}). Figures and examples are of the test part, which no training saw."
     )
     return report.TaskPage(key, run, line, charts, figures, *shown, note)
-
-
-def _length(folder: Path) -> str:
-    state = read_newest(folder) or {"step": 0, "seconds": 0.0}
-    return f"{state['step']:,} steps in {clock(state['seconds'])}"
 
 
 PAGES: dict[str, Callable[[Runs], report.TaskPage]] = {

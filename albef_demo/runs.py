@@ -1,40 +1,47 @@
-"""Runs that are done once: what is there is taken up, or gone on with."""
+"""Runs that are done once: a finished run is used as it is, and one that was stopped is continued."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from albef import distributed
 from albef.engine import train as engine
 from albef.engine.checkpointer import read_newest
+from albef.engine.log import clock
 from albef.recipe import Recipe
 from albef.tasks import make_task
-
-console = Console(markup=False, highlight=False, emoji=False)
+from albef_demo.screen import console
 
 
 def learn(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Runs the recipe to its end, or goes on with it, or takes what a finished run left; the last evaluation."""
+    """Runs the recipe in `folder` to its end, if it has not been run there already; returns the last evaluation."""
     engine.check_recipe(recipe, folder)
     state = read_newest(folder)
     if state and _left(recipe, state) == 0:
         console.print(
-            f"{folder} holds this run already ({state['step']} steps); delete it to train anew", soft_wrap=True
+            f"{folder} holds this run already ({state['step']} steps). Delete the folder to train anew.", soft_wrap=True
         )
         return state["evaluation"]
-    console.print("reading and decoding the images, then training")
+    console.print("Reading and decoding the images, then training.")
     with distributed.session() as device:
         return engine.train(make_task, recipe, folder, device)
 
 
 def seconds_left(recipe: Recipe, folder: Path) -> float:
-    """The training time that `learn` would still take at most. ValueError if the folder holds another run."""
+    """The longest training time, in seconds, that `learn` would still take.
+
+    AlbefValueError if `folder` holds a run with other settings.
+    """
     engine.check_recipe(recipe, folder)
     state = read_newest(folder)
     return _left(recipe, state) if state else recipe.max_seconds
+
+
+def steps_done(folder: Path) -> tuple[int, str]:
+    """The steps of the run in `folder` so far; the steps and the training time in words."""
+    state = read_newest(folder) or {"step": 0, "seconds": 0.0}
+    return state["step"], f"{state['step']:,} steps in {clock(state['seconds'])} minutes"
 
 
 def _left(recipe: Recipe, state: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""What the momentum teacher would have a run learn, beside the label it was given."""
+"""What the momentum teacher of a run believes of training images, beside the captions that they came with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _LITTLE_WORDS = {"a", "an", "and", "in", "of", "on", "the", "to", "with"}
 
 @torch.no_grad()
 def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
-    """The run's momentum teacher chooses, for training images drawn by chance, among all training captions."""
+    """For training images drawn by chance: which of all training captions the momentum teacher puts first.
+
+    AlbefFileNotFoundError if the run in `folder` has no checkpoint.
+    """
     teacher, processor, temp = _load_teacher(folder)
     source = open_sources(recipe.data.train)
     captions: dict[str, list[str]] = {}
@@ -50,7 +53,7 @@ def inspect_teacher(folder: Path, recipe: Recipe) -> report.Teacher:
 
 
 def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
-    """The teacher in the run's checkpoint, the run's processor, the temperature."""
+    """The teacher from the run's checkpoint, the run's processor, and the temperature of ITC."""
     state = read_newest(folder)
     if state is None:
         raise AlbefFileNotFoundError(f"{folder}: the run has no checkpoint; delete the folder and run the demo again")
@@ -61,8 +64,8 @@ def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
     return model, Processor.from_pretrained(folder / "model"), temp
 
 
-def _kind(text: str, label: str, own: list[str]) -> report.Kind:
-    """What `text` is for an image with the captions `own`, of which `label` was drawn."""
+def _kind(text: str, label: str, own: list[str]) -> report.CaptionKind:
+    """The kind of the caption `text` for an image whose captions are `own`, of which `label` was drawn."""
     if text == label:
         return "label"
     if text in own:
@@ -73,8 +76,8 @@ def _kind(text: str, label: str, own: list[str]) -> report.Kind:
 
 
 def _examples(lessons: list[tuple[str | None, report.Lesson]]) -> report.Teacher:
-    """Counts of the first choices; the best example of each category; the first wrong ones."""
-    counts: dict[report.Kind, int] = {"label": 0, "right": 0, "related": 0, "wrong": 0}
+    """How often each kind comes first, the best example of each category, and the first wrong examples."""
+    counts: dict[report.CaptionKind, int] = {"label": 0, "right": 0, "related": 0, "wrong": 0}
     best: dict[str | None, tuple[tuple[int, float], report.Lesson]] = {}
     for category, lesson in lessons:
         counts[lesson.teacher[0][2]] += 1
@@ -87,7 +90,11 @@ def _examples(lessons: list[tuple[str | None, report.Lesson]]) -> report.Teacher
 
 
 def _merit(lesson: report.Lesson) -> tuple[int, float] | None:
-    """How early and how surely the teacher names, above the label, a true caption with a word that the label lacks."""
+    """How good an example is; higher is better, None if it is none.
+
+    In an example the teacher puts a true caption above the label which has a word that the label lacks. The sooner it
+    comes and the more probable it is, the better.
+    """
     true = set(" ".join(lesson.captions).split()) - set(lesson.label.split()) - _LITTLE_WORDS
     for place, (text, share, kind) in enumerate(lesson.teacher):
         if kind == "label":

@@ -1,7 +1,7 @@
 """A small generated world whose truth is known: coloured shapes, large and small, in the quarters of an image.
 
-Nothing is stored: scene `index` of a split is a pure function of the two. `world:train` and `world:test` stand for its
-sources wherever a path may stand; `world:train/2000` for the first 2,000 scenes.
+Nothing is stored: a scene is a pure function of its split and its index. Wherever a path may stand, `world:train`,
+`world:validation` and `world:test` stand for a split, and `world:train/2000` for its first 2,000 scenes.
 
 A scene has one to three things of different shapes and colours, each in a quarter of its own.
 """
@@ -59,7 +59,7 @@ class Scene:
     seed: tuple[int, ...]
 
     def image(self) -> Image.Image:
-        """RGB, SIDE x SIDE pixels."""
+        """The scene as an RGB image of SIDE x SIDE pixels, with a little noise."""
         side = SIDE * SCALE
         canvas = Image.new("RGB", (side, side), (self.ground,) * 3)
         draw = ImageDraw.Draw(canvas)
@@ -84,7 +84,7 @@ class Scene:
 
 
 def relations(a: Thing, b: Thing) -> list[str]:
-    """How `a` lies to `b`: left of or right of, above or below; both for a diagonal."""
+    """Words for how `a` lies to `b`: left of or right of, above or below; two of them for a diagonal."""
     found = []
     (row_a, column_a), (row_b, column_b) = a.quarter.split(), b.quarter.split()
     if column_a != column_b:
@@ -100,7 +100,7 @@ def scene(split: str, index: int) -> Scene:
 
 
 def scene_of(seed: tuple[int, ...], things: int | None = None) -> Scene:
-    """The scene that a seed stands for, with so many `things`, by default one to three."""
+    """The scene made from a seed, with as many things as `things` says; with one to three if it says nothing."""
     random = np.random.default_rng(seed)
     count = things or int(random.choice([1, 2, 3], p=[0.15, 0.6, 0.25]))
     shapes = random.choice(SHAPES, count, replace=False)
@@ -137,7 +137,10 @@ def _draw(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 
 def parse(name: str) -> tuple[str, int]:
-    """`world:train/2000` -> ("train", 2000)."""
+    """The split and the number of scenes that a name stands for: `world:train/2000` -> ("train", 2000).
+
+    AlbefValueError for a name that stands for no part of the world.
+    """
     split, _, count = name.removeprefix(PREFIX).partition("/")
     if split not in SPLITS or (count and not (count.isdigit() and 0 < int(count) <= SPLITS[split])):
         known = ", ".join(f"{PREFIX}{split} ({size:,} scenes)" for split, size in SPLITS.items())
@@ -146,14 +149,14 @@ def parse(name: str) -> tuple[str, int]:
 
 
 def png(scene: Scene) -> bytes:
-    """The image as the bytes of a file."""
+    """The scene's image as the bytes of a PNG file."""
     file = io.BytesIO()
     scene.image().save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def unique_scenes(split: str, count: int) -> Iterator[tuple[int, Scene]]:
-    """Scenes of the split in order, without those whose first caption an earlier one has."""
+    """The first `count` scenes of the split in order, leaving out those whose first caption an earlier one has."""
     seen: set[str] = set()
     for index in range(count):
         found = scene(split, index)
@@ -163,7 +166,10 @@ def unique_scenes(split: str, count: int) -> Iterator[tuple[int, Scene]]:
 
 
 class WorldSource:
-    """Scenes with their captions, as pairs to pre-train on, or to search: there no two have the same first caption."""
+    """Scenes with their captions: pairs to pre-train on, or images to search.
+
+    In the splits to be searched (validation and test) no two scenes have the same first caption.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name

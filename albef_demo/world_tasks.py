@@ -1,7 +1,7 @@
 """Questions, statements and phrases about the generated world, for the tasks after pre-training.
 
-Every example is a pure function of split and index. Where something is false, it nearly holds, and its words alone
-don't give it away: each wording is as often right as wrong.
+Every example is a pure function of split and index. A false statement is nearly true, and its words alone do not give
+it away: each wording is as often right as wrong.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ COUNTED = {1: 1.0, 2: 0.25, 3: 0.6}
 class WorldExamples:
     """Examples of one kind from the part of the world that `name` stands for, such as `world:train/2000`.
 
-    vqa and classification have three examples a scene (of the latter one of each class), phrases two. Pairs have one
-    for each scene's number, but scenes of their own: every statement is met with four pairs, true of two.
+    The kinds vqa and classification have three examples for each scene (classification has one of each class), and the
+    kind phrases has two. The kind pairs has one example for each scene's number, but scenes of its own: every statement
+    comes with four pairs of images, and is true of two of them.
     """
 
     def __init__(self, kind: Kind, name: str) -> None:
@@ -124,7 +125,7 @@ _MAKERS: dict[Kind, Callable[[str, int, int], Example]] = {
 
 @functools.lru_cache(maxsize=16)  # examples of a scene are mostly asked for one after the other
 def _shown(split: str, number: int) -> tuple[Scene, bytes, str]:
-    """A scene, its image and their name."""
+    """The scene of that number, the bytes of its image, and the name that both have."""
     found = scene(split, number)
     return found, png(found), f"{PREFIX}{split}/{number}"
 
@@ -150,30 +151,33 @@ def _questions(things: Things, random: Random) -> list[tuple[str, str]]:
 
 
 def _names(thing: Thing) -> tuple[str, ...]:
-    """What calls a thing by its name in every scene: no two have the same shape or colour."""
+    """Names that fit this thing only, in any scene: no two things of a scene have the same shape or colour."""
     return thing.shape, f"{thing.colour} thing", f"{thing.colour} {thing.shape}"
 
 
 def _related(things: Things) -> list[tuple[Thing, str, Thing]]:
-    """All that lies left of, right of, above or below something else."""
+    """Every pair of things with the words for how the first lies to the second."""
     return [(a, words, b) for a, b in itertools.permutations(things, 2) for words in relations(a, b)]
 
 
 def _only_related(things: Things) -> list[tuple[Thing, str, Thing]]:
-    """Those that are alone in how they lie to something."""
+    """The pairs in which no other thing lies in the same way to the second thing."""
     every = _related(things)
     rivals = [(words, b) for _, words, b in every]
     return [found for found in every if rivals.count(found[1:]) == 1]
 
 
 def _present(things: Things, random: Random) -> tuple[str, str]:
-    """Colour and shape of a thing."""
+    """Colour and shape of one of the things."""
     thing = _one(random, things)
     return thing.colour, thing.shape
 
 
 def _absent(things: Things, random: Random) -> tuple[str, str]:
-    """Colour and shape of no thing, but colour or shape of one, and where there are several, each of one."""
+    """A colour and a shape that no thing has together.
+
+    A thing of the scene has one of the two; where there are several things, another thing has the other one.
+    """
     thing = _one(random, things)
     wrong = _changed(thing, things, _one(random, ("colour", "shape")), random)
     return wrong.colour, wrong.shape
@@ -191,9 +195,11 @@ def _article(text: object) -> str:
 
 
 def _statement(things: Things, label: str, random: Random) -> str:
-    """What holds of the scene, doesn't, or cannot be seen. Of statements in the same words two labels are equally
-    frequent: what is plain to see is right or wrong; what cannot be seen is wrong of a thing that isn't there, and its
-    denial right."""
+    """A statement with this label: one that is true, one that is false, or one that the image cannot decide.
+
+    For statements in the same words two labels are equally frequent. What can be seen is true or false. What cannot be
+    seen is undecided for a thing of the scene; of a thing that is not there it is false, and its denial is true.
+    """
     coin = random.random() < 0.5
     if label == "neutral":
         return _hidden(_present(things, random), coin, random)
@@ -221,7 +227,7 @@ _CLAIMS: tuple[tuple[Callable[[Thing], str], tuple[str, ...]], ...] = (
 
 
 def _claim(things: Things, right: bool, random: Random) -> str:
-    """A statement that can be checked by looking."""
+    """A statement that the image decides."""
     kinds = [*range(len(_CLAIMS)), *(["relation"] * 2 if len(things) > 1 else [])]
     kinds += ["number"] if random.random() < COUNTED[len(things)] else []
     kind = _one(random, kinds)
@@ -255,7 +261,7 @@ Comparison = tuple[str, dict[bool, Sequence[tuple[int, int]]], Callable[[int, Se
 
 
 def _comparison(random: Random) -> Comparison:
-    """A statement about two images; the states of left and right that make it true or false; a scene in a state."""
+    """A statement about two images, the states of both scenes that make it true or false, and a scene in a state."""
     return _one(random, (_showing, _showing, _total, _more, _colour_in_both))(random)
 
 
@@ -302,7 +308,7 @@ def _kinds(things: Things) -> list[tuple[str, str]]:
 
 
 def _recoloured(found: Scene, shape: str, colour: str) -> Scene:
-    """The scene with its `shape` in `colour`; a thing that has this colour gets the other in return."""
+    """The scene with its `shape` in `colour`; a thing that had this colour gets the old colour of the shape."""
     old = next(thing.colour for thing in found.things if thing.shape == shape)
     swap = {old: colour, colour: old}
     return replace(found, things=tuple(replace(t, colour=swap.get(t.colour, t.colour)) for t in found.things))
@@ -313,13 +319,13 @@ def _scene_of_count(count: int, seed: Seed) -> Scene:
 
 
 def _scene_where(fits: Callable[[Things], bool], seed: Seed) -> Scene:
-    """The first scene of the seed's that fits."""
+    """The first of the scenes made from the seed for which `fits` is true."""
     scenes = (scene_of((*seed, attempt)) for attempt in itertools.count())
     return next(found for found in scenes if fits(found.things))
 
 
 def _phrase(thing: Thing, things: Things, random: Random) -> str:
-    """Words that fit this thing of the scene only, and few things of other scenes."""
+    """A phrase that fits only this thing of the scene, and few things of other scenes."""
     name = f"{thing.colour} {thing.shape}"
     forms = [f"{thing.size} {name}", f"the {thing.size} {name}", f"{name} at the {thing.quarter}"]
     forms += [f"{name} {words} the {b.colour} {b.shape}" for a, words, b in _related(things) if a == thing]
@@ -327,7 +333,7 @@ def _phrase(thing: Thing, things: Things, random: Random) -> str:
 
 
 def _anywhere(random: Random) -> Box:
-    """A box of a thing's size."""
+    """A box (x, y, width, height) of the size of a thing, anywhere in the image."""
     side = float(random.uniform(min(SIZES.values()), max(SIZES.values())))
     x, y = random.uniform(0, SIDE - side, 2)
     return float(x), float(y), side, side

@@ -15,8 +15,9 @@ from albef.data.text import train_tokenizer
 from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef_demo import recipes, report
-from albef_demo.style import Unseen
+from albef.tasks import ranking
+from albef_demo import emoji, every_task, expected, kept, recipes, report, screen, shipped
+from albef_demo.image_search import ImageSearch
 from albef_demo.teacher import _examples, _kind
 from tests.test_demo_tasks import EVERY
 
@@ -58,15 +59,18 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     AlbefModel(replace(config, vocab_size=tokenizer.get_vocab_size())).save_pretrained(tmp_path / "shipped")
     Processor(tokenizer, config.image_size).save_pretrained(tmp_path / "shipped")
     monkeypatch.setattr(recipes, "emoji_demo", lambda: recipe)
-    monkeypatch.setattr(demo, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr(demo, "QUERIES", ("red thing", "circle"))
-    monkeypatch.setattr(demo, "MAPPED", (("red square", "red square"), ("red square", "blue circle"), ("gone", "gone")))
-    monkeypatch.setattr(demo, "FOUND_WITHIN", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(emoji, "QUERIES", ("red thing", "circle"))
+    monkeypatch.setattr(
+        emoji, "MAPPED", (("red square", "red square"), ("red square", "blue circle"), ("gone", "gone"))
+    )
+    monkeypatch.setattr(emoji, "FOUND_WITHIN", 2)
     yield recipe
 
 
-def unseen(recipe: Recipe) -> Unseen:
-    return Unseen.load(demo.SHIPPED, recipe.data.validation, recipe.k_test)
+def unseen(recipe: Recipe) -> ImageSearch:
+    return ImageSearch.load(shipped.SHIPPED, recipe.data.validation, recipe.k_test)
 
 
 def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +80,80 @@ def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys
     assert printed.count("%") == 2 * 3
     page = (tmp_path / "out" / "search.html").read_text()
     assert page.count("<img") == 2 * 2 * 3 and "[bold]&lt;i&gt;circle" in page
+
+
+def find_all(style: ImageSearch) -> list[list[tuple[str, float, float]]]:
+    """What a search finds, in numbers: names with cosines and probabilities."""
+    return [[(hit.name, hit.itc, hit.match) for hit in style.find(text, 12).by_itm] for text in ("red", "blue circle")]
+
+
+def test_the_second_search_encodes_no_image(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find_all(shipped.shipped_search())
+    assert first == find_all(unseen(tiny))  # as without the cache
+    monkeypatch.setattr(ranking, "encode_images", lambda *_: pytest.fail("encoded again"))
+    assert find_all(shipped.shipped_search()) == first
+
+
+@pytest.mark.parametrize("fault", ["cut", "changed", "empty", "another model", "other images", "another version"])
+def test_a_cache_that_does_not_fit_is_made_anew(tiny: Recipe, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    first = find_all(shipped.shipped_search())
+    content = kept.cache_file().read_bytes()
+    if fault == "cut":
+        kept.cache_file().write_bytes(content[:-100])
+    elif fault == "changed":
+        kept.cache_file().write_bytes(content[:-200] + b"x" + content[-199:])
+    elif fault == "empty":
+        kept.cache_file().write_bytes(b"")
+    elif fault == "another model":
+        torch.manual_seed(1)
+        AlbefModel(AlbefModel.from_pretrained(shipped.SHIPPED).config).save_pretrained(shipped.SHIPPED)
+    elif fault == "other images":
+        (Path(tiny.data.validation[0]) / "red-square.txt").write_text("crimson square\n")
+    else:
+        monkeypatch.setattr(kept, "__version__", "another")
+    again = find_all(shipped.shipped_search())
+    assert (again == first) == (fault not in ("another model", "other images"))
+    assert again == find_all(unseen(tiny))
+    assert (kept.cache_file().read_bytes() == content) == (fault in ("cut", "changed", "empty"))
+    assert [file.name for file in kept.cache_file().parent.iterdir()] == [kept.cache_file().name]
+
+
+def test_without_a_place_for_the_cache_the_search_works(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert find_all(shipped.shipped_search()) == find_all(unseen(tiny))
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_the_demo_says_beforehand_what_to_expect(
+    tiny: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    has_bfloat16: bool,
+) -> None:
+    monkeypatch.setattr(expected, "computes_in_bfloat16", lambda _: has_bfloat16)
+    monkeypatch.setattr(engine, "train", lambda *_: (_ for _ in ()).throw(engine.Interrupted("stopped")))
+    with pytest.raises(SystemExit):
+        demo.run(tmp_path / "out", 90.0, 1, 3)
+    printed = capsys.readouterr().out
+    assert "6 steps, but not longer than 1:30" in printed and "% after 2,500 steps" in printed
+    assert ("has no arithmetic for bfloat16" in printed) == (not has_bfloat16)
+
+
+def test_the_recorded_run_is_of_the_recipe() -> None:
+    recipe = recipes.emoji_demo()
+    assert list(expected.RECORDED) == list(range(recipe.evaluate_steps or 0, (recipe.steps or 0) + 1, 250))
+    assert all(steps < recipe.steps for steps in expected.SHORTER)
+
+
+def test_a_run_ended_by_its_time_limit_says_so(tiny: Recipe) -> None:
+    assert "ended this run after 4 of its 6 steps" in expected.words(tiny, 4)
+    assert "The time limit" not in expected.words(tiny, 6)
+    rows = [{"step": 3, "evaluation": {"itc": {"img_r10": 50.0}}}, {"step": 4, "itc": 1.0}]
+    assert expected.growth(rows)["this run"] == {3: 50.0}
 
 
 def test_reranking_only_reorders_the_shortlist(tiny: Recipe) -> None:
@@ -106,17 +184,18 @@ def test_whole_demo_and_reuse(
     page = (out / "report.html").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}"' not in page] == []
     assert "on an image of" in page and "ITM, MLM join: step" in page
+    assert "6 steps in" in page and '<th scope="col">2,500</th>' in page and "The time limit ended" not in page
 
     monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(demo.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(screen.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.delenv("CI", raising=False)
     lines = iter(["green <circle>", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    monkeypatch.setattr(demo.every_task, "plan", lambda *_: [])
-    monkeypatch.setattr(demo.every_task, "pages", lambda *_: iter([EVERY[:1], EVERY]))
+    monkeypatch.setattr(every_task, "plan", lambda *_: [])
+    monkeypatch.setattr(every_task, "pages", lambda *_: iter([EVERY[:1], EVERY]))
     demo.run(out, 60.0, 1, 3, 60.0)
     printed = capsys.readouterr()
-    assert "holds this run already (6 steps)" in printed.out and "emoji: is there" in printed.out
+    assert "holds this run already (6 steps)" in printed.out and "The run on emoji is there." in printed.out
     page = (out / "report.html").read_text()
     assert page.count('.html">') == len(EVERY) and '<section id="tasks"' in page
     assert '<section id="typed"' in page and "green &lt;circle&gt;" in page
@@ -141,7 +220,7 @@ def test_interrupted_says_how_to_go_on(
     with pytest.raises(SystemExit) as stopped:
         demo.run(tmp_path / "out", 60.0, 1, 3)
     assert stopped.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues it" in capsys.readouterr().err
 
 
 def test_no_time_is_an_error(tmp_path: Path) -> None:
@@ -166,7 +245,7 @@ def test_kinds_of_captions(text: str, kind: str) -> None:
 
 
 def test_examples_name_what_the_label_leaves_out() -> None:
-    def lesson(*teacher: tuple[str, float, report.Kind]) -> report.Lesson:
+    def lesson(*teacher: tuple[str, float, report.CaptionKind]) -> report.Lesson:
         image = Image.new("RGB", (4, 4))
         return report.Lesson(image, "red apple", ["red apple", "fruit healthy red"], list(teacher))
 

@@ -20,16 +20,16 @@ from albef.recipe import Recipe
 from albef_demo import every_task, pages, recipes, report
 from albef_demo.report.chart import Chart, Line
 from albef_demo.report.prose import PROSE
-from albef_demo.report.tasks import Block, Found, Judged, Pointed, Spot, enlarged
+from albef_demo.report.tasks import Block, Found, JudgedExample, Pointed, Spot, enlarged
 from tests.test_report import EVIL, Page, image
 from tests.test_report import figures as recalls
 
 NAMES = ("retrieval", "vqa", "entailment", "nlvr2", "grounding")
 
 
-def judged(images: int, right: bool = False, written: str | None = None) -> Judged:
+def judged(images: int, right: bool = False, written: str | None = None) -> JudgedExample:
     shares = [(EVIL, 0.625), ("circle", 0.25)]
-    return Judged([(image(), EVIL)] * images, EVIL, shares, EVIL if right else "circle", right, written)
+    return JudgedExample([(image(), EVIL)] * images, EVIL, shares, EVIL if right else "circle", right, written)
 
 
 def found(place: int | None) -> Found:
@@ -97,7 +97,7 @@ def test_each_kind_of_example_shows_its_own() -> None:
     assert "not on the shortlist" in texts["retrieval"] and texts["retrieval"].count('class="found"') == 2 * 3
     assert "points nowhere" in texts["grounding"] and "the true box" in texts["grounding"]
     assert texts["grounding"].count("<img") == 4 * 3
-    assert "No more among the first 44" in report.render_task(task_page("vqa", wrong=False), [])
+    assert "No more wrong ones are among the first 44" in report.render_task(task_page("vqa", wrong=False), [])
 
 
 def test_enlarged_keeps_every_pixel_a_square() -> None:
@@ -110,7 +110,7 @@ def test_enlarged_keeps_every_pixel_a_square() -> None:
 
 
 def test_the_draw_is_fixed_and_looks_on_for_wrong_ones() -> None:
-    def make(index: int) -> Judged:
+    def make(index: int) -> JudgedExample:
         return replace(judged(1, index % 5 > 0), text=str(index))
 
     drawn, wrong, looked = pages._draw(100, make)
@@ -198,4 +198,4 @@ def test_interrupted_says_how_to_go_on(
     with pytest.raises(SystemExit) as stopped:
         demo.run(small_world, 0.0, 1, 3, task_seconds=60.0)
     assert stopped.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues it" in capsys.readouterr().err

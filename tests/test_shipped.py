@@ -1,12 +1,19 @@
 """The model that comes along is small, loads by its name, and finds what it promises in a style it never saw."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from albef import AlbefModel, Processor, open_sources
 from albef.files import MODELS
 from albef.tasks import ranking
+from albef_demo.emoji import QUERIES
+from albef_demo.kept import cache_file
+from albef_demo.report import Query
+from albef_demo.shipped import shipped_search
 
 FOLDER = MODELS / "emoji"
 
@@ -27,3 +34,22 @@ def test_it_finds_names_in_the_unseen_style():
     last = [json.loads(line) for line in (FOLDER / "log.jsonl").open()][-1]["evaluation"]
     for way in ("itc", "itm", "sum"):  # half precision, and evaluation in bfloat16 at the time, move it a little
         assert found[way]["img_r1"] == pytest.approx(last[way]["img_r1"], abs=1.0)
+
+
+def test_kept_images_find_the_same_as_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also in half precision, in which they are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    new = shipped_search()
+    kept = shipped_search()
+    assert cache_file().stat().st_size < 10e6
+    gallery = ranking.encode(kept.model, kept.processor, kept.source, captions_per_image=1)
+    exact = replace(kept, images=replace(kept.images, tokens=torch.stack(list(gallery.image_tokens))))
+    assert exact.images.tokens.dtype == torch.float32
+    for text in QUERIES:
+        found = [names(search.find(text, 8)) for search in (new, kept, exact)]
+        assert found[0] == found[1] == found[2], text
+
+
+def names(query: Query) -> tuple[list[str], list[str]]:
+    """What is found, in the order of ITC and in that of ITM."""
+    return [hit.name for hit in query.by_itc], [hit.name for hit in query.by_itm]

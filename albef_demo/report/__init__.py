@@ -1,4 +1,4 @@
-"""The demo's page: plain data in, one HTML file that needs nothing else out. Nothing is computed here but the looks."""
+"""The report of the demonstration: takes plain data, and returns one HTML page that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,55 +12,72 @@ from PIL import Image
 from albef.heat import heat
 from albef_demo.report.chart import Chart
 from albef_demo.report.hits import Hit, Query, hit_row, query_rows
-from albef_demo.report.parts import charts, img, page, recall_table
+from albef_demo.report.parts import charts, img, page, recall_table, table
 from albef_demo.report.tasks import FOOTER as TASKS_FOOTER
 from albef_demo.report.tasks import TaskPage, render_task, task_list
 
 __all__ = [
-    "Hit", "Kind", "Lesson", "Miss", "Query", "Report", "TaskPage", "Teacher", "WordMaps",
-    "render", "render_search", "render_task", "render_tasks",
+    "CaptionKind",
+    "Hit",
+    "Lesson",
+    "Miss",
+    "Query",
+    "Report",
+    "TaskPage",
+    "Teacher",
+    "WordMaps",
+    "render",
+    "render_search",
+    "render_task",
+    "render_tasks",
 ]  # fmt: skip
 FOOTER = (
     "Names and keywords: Unicode CLDR. Images: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0), "
     "Twemoji (Twitter and contributors, CC BY 4.0), OpenMoji (CC BY-SA 4.0); scaled, and coloured in the heat maps."
 )
-TASKS_LEAD = "What ALBEF is for, in small: one pre-trained model, fine-tuned for five tasks in minutes."
+TASKS_LEAD = "One small pre-trained model was fine-tuned for each of the five tasks of the paper, in minutes."
 
 
 @dataclass(frozen=True)
 class WordMaps:
-    """An image, and texts with the probability that they match it and where: a map [rows, columns], not negative."""
+    """An image, and for each text: the text, the probability that it matches, and a map [rows, columns] of where.
+
+    The values of a map are not negative.
+    """
 
     image: Image.Image
     name: str
     texts: list[tuple[str, float, np.ndarray]]
 
 
-Kind = Literal["label", "right", "related", "wrong"]
+CaptionKind = Literal["label", "right", "related", "wrong"]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A training image with the caption drawn for it, and the teacher's first captions: text, probability, kind."""
+    """A training image with the caption drawn for it, and the captions that its teacher puts first.
+
+    Each of the teacher's captions is its text, its probability and its kind.
+    """
 
     image: Image.Image
     label: str
     captions: list[str]
-    teacher: list[tuple[str, float, Kind]]
+    teacher: list[tuple[str, float, CaptionKind]]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Of a sample of training images: how often the teacher's first caption is of which kind, and examples."""
+    """For a sample of training images: how often the teacher's first caption is of each kind, and examples."""
 
-    counts: dict[Kind, int]
+    counts: dict[CaptionKind, int]
     better: list[Lesson]
     worse: list[Lesson]
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A name whose image isn't among the first ten; `place` is the image's by ITC, from 1."""
+    """A name whose image is not among the first ten found. `place` is the place of that image by ITC, from 1."""
 
     image: Image.Image
     name: str
@@ -70,12 +87,21 @@ class Miss:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows. `figures`: recalls in percent (`img_r1`, ..., `txt_r10`) by row name."""
+    """Everything that the page shows.
+
+    growth          R@10 in percent by row name and step, with `growth_words` to say what it means
+    figures         recalls in percent (`img_r1`, ..., `txt_r10`) by row name
+    missed          some of the names whose image is not found; there are `missed_count` of them
+    typed           what the user searched; empty if nothing
+    tasks           the pages of other tasks that the report leads to; empty if none
+    """
 
     lead: str
     images: int
     candidates: int
     charts: list[Chart]
+    growth: dict[str, dict[int, float]]
+    growth_words: str
     figures: dict[str, dict[str, float]]
     queries: list[Query]
     maps: list[WordMaps]
@@ -109,7 +135,7 @@ def render_search(queries: list[Query], lead: str) -> str:
 
 
 def render_tasks(pages: list[TaskPage]) -> str:
-    """The report of a demo that left out the emoji."""
+    """The report of a demonstration that left out the emoji, as one HTML document."""
     return page(
         "Align before fuse, in every task", TASKS_LEAD, [("tasks", "Every task", task_list(pages))], TASKS_FOOTER
     )
@@ -117,35 +143,44 @@ def render_tasks(pages: list[TaskPage]) -> str:
 
 def _curves(report: Report) -> str:
     return (
-        "<p>Losses should fall below the dashed line, which is what guessing costs. ITC, which aligns images and "
-        "texts, learns first; ITM (do they match?) and MLM (which word is masked?) join once there is something to "
-        "fuse. Mind the axes: only the recall's starts at 0. "
-        "Good: recall on the unseen style climbs away from chance. Bad: losses fall, recall doesn't.</p>"
+        "<p>The losses should fall below the dashed line, which is what guessing costs. ITC, which aligns images and "
+        "texts, learns first. ITM (do image and text match?) and MLM (which word is masked?) join later, when the "
+        "images and texts are aligned. The axes of the losses do not start at 0. A good run has a recall on the unseen "
+        "style that climbs away from chance. If the losses fall and the recall does not, the run is bad.</p>"
         + charts(report.charts)
+        + f"<p>{escape(report.growth_words)}</p>{_growth(report.growth)}"
     )
+
+
+def _growth(growth: dict[str, dict[int, float]]) -> str:
+    """R@10 with a column for every step at which one of the rows was measured."""
+    steps = sorted({step for row in growth.values() for step in row})
+    heads = "".join(f'<th scope="col">{step:,}</th>' for step in steps)
+    rows = {name: [row.get(step) for step in steps] for name, row in growth.items()}
+    return table("R@10 by steps", f"<tr><th>R@10 after steps</th>{heads}</tr>", rows)
 
 
 def _figures(report: Report) -> str:
     return (
         f"<p>Every one of {report.images:,} images in a drawing style that no training saw is searched by its "
-        "name, and every name by its image. R@k: how many of a hundred are found within the first k.</p>"
+        "name, and every name by its image. R@k says how many of a hundred are found among the first k.</p>"
         + recall_table(report.figures)
         + f"<p>ITC compares two vectors. ITM reads image and text together, but only the {report.candidates} "
-        "candidates that ITC puts first: what isn't among them stays lost. ITC + ITM adds the cosine to the matching "
-        "score. In the paper's large models ITM is well above ITC; where it is below here, the small fusion encoder "
-        "has not yet learned to tell near misses apart. One run, one seed; many images look alike (clocks, flags, "
-        "families), so R@1 is a hard measure.</p>"
+        "candidates that ITC puts first, and cannot find what is not among them. ITC + ITM adds the cosine to the "
+        "matching score. In the paper's large models ITM is well above ITC. Where it is below ITC here, the small "
+        "fusion encoder has not yet learned to tell similar images apart. The figures are of one run with one seed. "
+        "Many images look alike (clocks, flags, families), so R@1 is a hard measure.</p>"
     )
 
 
 def _queries(queries: list[Query], report: Report) -> str:
     blocks = "".join(f"<h3>“{escape(query.text)}”</h3>{query_rows(query)}" for query in queries)
     return (
-        f"<p>The shipped model searches the unseen style. The first row is ordered by ITC; the second shows the "
-        f"{report.candidates} best of it re-ordered by ITM: by the logit of “matched”, the paper's rule. Below a "
-        "image: its cosine, the probability that it matches, and in the second row the place it came from. Good: "
-        "what the query means comes first, whatever its name. Bad: images that share only a colour or a shape.</p>"
-        + blocks
+        f"<p>The shipped model searches the unseen style. The first row is in the order of ITC. The second row shows "
+        f"the {report.candidates} best of them in the order of ITM: by the logit of “matched”, which is the paper's "
+        "rule. Below each image stand its cosine, the probability that it matches, and in the second row its place by "
+        "ITC. A good result has first what the query means, whatever its name is. A bad one has images that share only "
+        "a colour or a shape with it.</p>" + blocks
     )
 
 
@@ -161,15 +196,16 @@ def _maps(maps: list[WordMaps]) -> str:
         )
         blocks += f'<h3>“{escape(text)}”{of}: match {match:.0%}</h3><ul class="maps">{items}</ul>'
     return (
-        "<p>Grad-CAM on the cross-attention: which parts of the image a text reads in favour of “these match”; the "
-        "whole text first, then each word as a text of its own, with the probability of a match. Within a map, from "
-        'least to most: <span class="scale" role="img" aria-label="blue to red"></span>. Good: a word lights up on its '
-        "thing. The model sees only a coarse grid of patches, so expect regions, not outlines; words such as “with” "
-        "mean little. The last is a wrong pair on purpose: a good model gives it a low match.</p>" + blocks
+        "<p>Grad-CAM on the cross-attention shows which parts of the image speak for a match with the text. The first "
+        "map is of the whole text, the others are of each word as a text of its own; the percentage is the probability "
+        'of a match. The colours of a map go from least to most: <span class="scale" role="img" '
+        'aria-label="blue to red"></span>. In a good map a word lights up on its thing. The model sees only a coarse '
+        "grid of patches, so the maps show regions and not outlines, and words such as “with” mean little. The last "
+        "pair is wrong on purpose, and a good model gives it a low match.</p>" + blocks
     )
 
 
-_KINDS: dict[Kind, str] = {
+_KINDS: dict[CaptionKind, str] = {
     "label": "the label itself",
     "right": "another caption of the same emoji",
     "related": "the caption of another emoji, but two thirds of its words are true of this one",
@@ -187,13 +223,13 @@ def _teacher(teacher: Teacher) -> str:
     return (
         "<p>In training an image comes with one caption, drawn from several that are right. The momentum teacher, a "
         "slow average of the model, spreads its belief over all captions, and a part of the target is taken from it. "
-        "Here the teacher of the run just made sees training images drawn by chance, and chooses among every "
-        f"distinct caption of the training set. Its first choice, for {total} images:</p><ul>{counts}</ul>"
+        "Here the teacher of the run just made sees training images drawn by chance, and chooses among all captions "
+        f"of the training set. For {total} images, its first choice is:</p><ul>{counts}</ul>"
         "<h3>Where it names what the label leaves out</h3>"
-        "<p>Picked, not typical: above the label the teacher puts a caption (green) that is true of the image and "
-        "has a word which the label lacks. The best of each category of emoji is shown.</p>"
+        "<p>These examples are picked and not typical. The teacher puts a caption (green) above the label that is true "
+        "of the image and has a word which the label lacks. The best example of each category is shown.</p>"
         + (f'<div class="cards">{"".join(map(_lesson, teacher.better))}</div>' if teacher.better else none)
-        + "<h3>Where it is wrong</h3><p>The first ones in the order of the draw.</p>"
+        + "<h3>Where it is wrong</h3><p>These are the first wrong ones in the order of the draw.</p>"
         f'<div class="cards">{"".join(map(_lesson, teacher.worse))}</div>'
     )
 
@@ -212,9 +248,9 @@ def _missed(report: Report) -> str:
     share = report.missed_count / max(report.images, 1)
     cards = "".join(map(_miss, report.missed))
     return (
-        f"<p>For {report.missed_count:,} of {report.images:,} names ({share:.0%}) the shipped model doesn't have the "
-        f"image among the first ten after re-ranking. {len(report.missed)} of them, drawn by chance. A mild miss "
-        "finds near relatives; a bad one finds something unlike in shape and meaning.</p>"
+        f"<p>For {report.missed_count:,} of {report.images:,} names ({share:.0%}) the shipped model does not have the "
+        f"image among the first ten after re-ranking. Here are {len(report.missed)} of them, drawn by chance. A mild "
+        "miss finds something similar; a bad one finds something that differs in shape and meaning.</p>"
         f'<div class="cards">{cards}</div>'
     )
 

@@ -22,7 +22,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over 0..x_max; `mark` is a place on the x-axis with its words."""
+    """Curves over x from 0 to `x_max`. `mark` is a place on the x-axis with its words."""
 
     title: str
     x_label: str
@@ -58,7 +58,7 @@ class _Axes:
 
 
 def chart_svg(chart: Chart) -> str:
-    """Axes, ticks, legend and curves."""
+    """The chart as inline SVG: axes, ticks, legend and curves."""
     axes = _Axes.of(chart)
     parts = [*_grid(axes), _text((LEFT + RIGHT) / 2, HEIGHT - 5, chart.x_label, "middle")]
     for number, line in enumerate(chart.lines):

@@ -1,4 +1,4 @@
-"""Images that a text finds, before and after re-ranking."""
+"""Rows of the images that a text finds, before and after re-ranking, as HTML."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def query_rows(query: Query, right: str | None = None) -> str:
 
 
 def hit_row(hits: list[Hit], moved: bool, right: str | None = None) -> str:
+    """A row of images; with `moved`, each with its place by ITC. The image of the name `right` is marked."""
     items = ""
     for hit in hits:
         came = f"<br>from {hit.place}" if moved else ""

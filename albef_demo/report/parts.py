@@ -1,4 +1,4 @@
-"""What every page is made of: its frame, its images, curves and tables."""
+"""The parts that every page is made of: its frame, images, curves and tables, as HTML."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Link = tuple[str, str]  # address, words
 
 
 def page(title: str, lead: str, sections: Sequence[Section], footer: str, links: Iterable[Link] = ()) -> str:
-    """One HTML document that needs nothing else; `lead` is HTML, `links` lead to other pages."""
+    """One HTML document that loads nothing from elsewhere. `lead` is HTML; `links` lead to other pages."""
     own = _nav("sections", [(f"#{key}", head) for key, head, _ in sections])
     bodies = "\n".join(f'<section id="{key}"><h2>{escape(head)}</h2>{body}</section>' for key, head, body in sections)
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
@@ -46,7 +46,7 @@ def charts(curves: Iterable[Chart]) -> str:
 
 
 def table(label: str, heads: str, rows: Mapping[str, Iterable[float | None]]) -> str:
-    """Rows of numbers by name, below `heads`, rows in HTML."""
+    """A table of numbers, a row for each name; `heads` are its first rows as HTML."""
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(map(_cell, values))}</tr>' for name, values in rows.items()
     )
@@ -57,7 +57,7 @@ def table(label: str, heads: str, rows: Mapping[str, Iterable[float | None]]) ->
 
 
 def recall_table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """Recalls (`img_r1`, ..., `txt_r10`) by row name."""
+    """A table of recalls (`img_r1`, ..., `txt_r10`), a row for each name."""
     keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
     heads = (
         '<tr><th></th><th colspan="3" scope="colgroup">text → image</th>'

@@ -1,4 +1,4 @@
-"""What the pages of the tasks say in words, whatever came out."""
+"""What the pages of the tasks say in words, whatever the runs reached."""
 
 from __future__ import annotations
 
@@ -19,62 +19,63 @@ class Prose:
 PROSE = {
     "retrieval": Prose(
         "Retrieval",
-        "One image among many is searched by a sentence that describes it, and a sentence by its image. ITC "
-        "compares two vectors and makes a shortlist; ITM reads image and sentence together and puts the shortlist "
-        "in order.",
-        "Both losses begin low: the model that comes along was pre-trained on such pairs. ITC's may rise first, while "
-        "the queue of others to tell apart fills. R@1 is how many of a hundred images of the validation part come "
-        "first for their sentence.",
-        "R@k: how many of a hundred are found within the first k. Chance is a blind draw. What ITC doesn't put on the "
-        "shortlist stays lost for ITM.",
-        "Left the image that the sentence was written for, then the first five by ITC, and after ITM re-ordered the "
-        "shortlist. Below an image: what it shows, its cosine, the probability that it matches, and the place it "
-        "came from. Framed in green: the right one. An example counts as right if it comes first in the second row.",
+        "One image among many is searched by a sentence that describes it, and a sentence by its image. ITC compares "
+        "two vectors and makes a shortlist; ITM reads image and sentence together and puts the shortlist in order.",
+        "Both losses begin low, because the model was pre-trained on such pairs. The loss of ITC may rise at first, "
+        "while its queue fills with other images to tell apart. R@1 says how many of a hundred images of the "
+        "validation part come first for their sentence.",
+        "R@k says how many of a hundred are found among the first k. Chance is a blind draw. ITM cannot find what ITC "
+        "does not put on the shortlist.",
+        "On the left is the image that the sentence was written for. The rows show the first five images by ITC, and "
+        "the first five after ITM re-ordered the shortlist. Below each image stand what it shows, its cosine, the "
+        "probability that it matches, and in the second row its place by ITC. The right image has a green frame. An "
+        "example counts as right if it comes first in the second row.",
     ),
     "vqa": Prose(
         "Visual question answering",
-        "A question about an image is answered. Twice: once by ranking a closed list of answers, and once by writing "
+        "A question about an image is answered twice: once by ranking a closed list of answers, and once by writing "
         "an answer freely, word by word.",
         "The loss adds up over the words of an answer. The accuracy is measured on the validation part.",
-        "Accuracy: how many of a hundred answers are the right one. Guessing always gives the commonest answer of the "
-        "test part, whatever is asked.",
-        "The three likeliest answers of the list with their probabilities, then the answer written freely. An example "
-        "counts as right if the first of the list is.",
+        "Accuracy says how many of a hundred answers are the right one. Guessing always gives the commonest answer of "
+        "the test part, whatever is asked.",
+        "Shown are the three likeliest answers of the list with their probabilities, then the answer written freely. "
+        "An example counts as right if the likeliest answer of the list is right.",
     ),
     "entailment": Prose(
         "Visual entailment",
-        "A statement is compared with an image: entailment, it is true; contradiction, it is false; neutral, nobody "
-        "could know from the image. The statements are made so that their words alone don't give the class away.",
+        "A statement is compared with an image. The class is entailment if it is true, contradiction if it is false, "
+        "and neutral if nobody can know from the image. The words of a statement alone do not give its class away.",
         "The loss should fall below the dashed line, which is what guessing costs. The accuracy is measured on the "
         "validation part.",
-        "Accuracy: how many of a hundred statements get the right class. The three classes are equally frequent.",
-        "The probabilities of the three classes. Heavy, new or warm are things that no image shows: such a "
-        "statement is neutral if its thing is there, and false if it is not.",
+        "Accuracy says how many of a hundred statements get the right class. The three classes are equally frequent.",
+        "Shown are the probabilities of the three classes. No image shows whether a thing is heavy, new or warm: such "
+        "a statement is neutral if its thing is there, and false if it is not.",
     ),
     "nlvr2": Prose(
         "Reasoning about two images",
-        "Is a statement true of two images, the left and the right one? Each of its words reads both images, and "
-        "the answer is true or false.",
-        "First the run learns text assignment: which of two images a sentence describes, or neither. Then true and "
-        "false. Losses should fall below the dashed line, which is what guessing costs.",
-        "Accuracy: how many of a hundred statements are judged rightly. Consistency: each statement is met with four "
-        "pairs of images, true of two; for how many statements are all four right?",
-        "Left and right image, and the probability that the statement is true of them.",
+        "Is a statement true of two images, the left and the right one? Each of its words reads both images, and the "
+        "answer is true or false.",
+        "The first run learns text assignment: which of two images a sentence describes, or that it describes "
+        "neither. The second run learns true and false. The losses should fall below the dashed line, which is what "
+        "guessing costs.",
+        "Accuracy says how many of a hundred statements are judged rightly. Each statement comes with four pairs of "
+        "images and is true of two of them; consistency says for how many statements all four are judged rightly.",
+        "Shown are the left and the right image, and the probability that the statement is true of them.",
     ),
     "grounding": Prose(
         "Grounding",
-        "Where in the image is the thing that a phrase means? No box was ever seen in training: the run learns "
-        "which phrases match which images, and what a word looked at while matching shows where its thing is "
-        "(Grad-CAM).",
-        "ITC and ITM learn from pairs alone. Pointing is measured on the validation part by the true boxes, which "
-        "only the measure sees.",
-        "Pointing: the map's highest patch has its middle in the true box; guessing is the mean share of the image "
-        "that a box takes. Boxes: of some boxes, the true one among them, the one that the map favours is right. Free: "
-        "the box around the peak overlaps the true one by half (IoU); nobody guesses that.",
-        "The image with the true box, then the maps of the whole phrase by ITM and by ITC, and by ITM those "
-        "of its words, each with colours of its own from least (blue) to most (red). The map is "
-        "coarse, six by six patches: expect regions, not outlines. An example counts as right if ITM's peak, the dot, "
-        "lies in the true box.",
+        "Where in the image is the thing that a phrase means? Training never saw a box: the run learns which phrases "
+        "match which images. What a word reads of the image while it is matched then shows where its thing is (Grad- "
+        "CAM).",
+        "ITC and ITM learn from pairs of image and phrase alone. Pointing is measured on the validation part by the "
+        "true boxes, which training does not see.",
+        "Pointing: the middle of the map's highest patch lies in the true box; guessing is the mean share of the "
+        "image that a box takes. Boxes: of several boxes, the map favours the true one. Free: the box around the peak "
+        "and the true box overlap by half (IoU); there is no figure for guessing that.",
+        "Shown are the image with the true box, the maps of the whole phrase by ITM and by ITC, and the maps of its "
+        "words by ITM, each with colours of its own from least (blue) to most (red). A map is coarse, with six by six "
+        "patches, so it shows regions and not outlines. An example counts as right if ITM's peak, the dot, lies in "
+        "the true box.",
     ),
 }
 """By the name of the page's file."""

@@ -1,4 +1,4 @@
-"""A page for each task of the generated world: what came out, and examples of it, right and wrong."""
+"""A page for each task of the generated world: its figures, and examples that went right and wrong."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ Named = tuple[Image.Image, str]  # an image and what it shows
 SIDE, HIT_SIDE = 144, 72  # pixels of the images on the page
 TRUE, FOUND = "#ffffff", "#ff2fd6"  # of the boxes
 FOOTER = (
-    "Images and words are made by a small program: coloured shapes, large and small. What is learnt of them says "
-    "nothing of photographs."
+    "A small program makes the images and the words: coloured shapes, large and small. The figures say nothing about "
+    "photographs."
 )
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One or two images, a question or statement, the likeliest labels with their probabilities, what is true.
+class JudgedExample:
+    """An example with one or two images, its question or statement, and what the model says.
 
-    `written` is an answer written freely, if there is one.
+    shares      the likeliest labels with their probabilities
+    truth       the right label
+    written     an answer written freely; None if the task has none
     """
 
     images: list[Named]
@@ -42,9 +44,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Found:
-    """A text, the image it was written for, what it finds, and the right one's place after re-ranking.
+    """A text's image, what the text finds, and the place of the right image after re-ranking.
 
-    `place` is None for an image that isn't on the shortlist.
+    `place` is None for an image that is not on the shortlist.
     """
 
     image: Named
@@ -58,7 +60,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Spot:
-    """A map [height, width] of one way of looking; the point (x, y) and the box that it gives, None if none."""
+    """A map [height, width] made in one way (`way`: ITM or ITC), with its highest point (x, y) and the box around it.
+
+    Point and box are None for a map without a positive value.
+    """
 
     way: str
     values: np.ndarray
@@ -68,7 +73,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Pointed:
-    """A phrase, the true box, where each way sees it, and the map of each of its words."""
+    """A phrase with its true box, where each way sees it (`spots`), and the map of each of its words."""
 
     image: Named
     text: str
@@ -78,12 +83,12 @@ class Pointed:
     right: bool
 
 
-Block = Judged | Found | Pointed
+Block = JudgedExample | Found | Pointed
 
 
 @dataclass(frozen=True)
 class TaskPage:
-    """Everything a page shows.
+    """Everything that a page shows.
 
     key         name of its file, and of its prose
     run         how it was trained, in words
@@ -106,7 +111,7 @@ class TaskPage:
 
 
 def task_list(pages: Sequence[TaskPage]) -> str:
-    """A line, a figure and a link for each task; nothing without tasks."""
+    """A line, a figure and a link for each task as HTML; an empty text if there are no tasks."""
     items = "".join(
         f'<li><h3><a href="{one.key}.html">{PROSE[one.key].title}</a></h3><b>{escape(one.line)}</b><br>'
         f"{escape(PROSE[one.key].what)}</li>"
@@ -137,7 +142,7 @@ def render_task(task: TaskPage, pages: Sequence[TaskPage]) -> str:
 def _figures(task: TaskPage) -> str:
     note = f"<p>{escape(task.note)}</p>" if task.note else ""
     shown = recall_table(task.figures) if task.key == "retrieval" else _columns(task.figures)
-    return f"<p>{escape(PROSE[task.key].figures)} In percent.</p>{shown}{note}"
+    return f"<p>{escape(PROSE[task.key].figures)} All figures are in percent.</p>{shown}{note}"
 
 
 def _columns(figures: dict[str, dict[str, float]]) -> str:
@@ -157,10 +162,10 @@ def _drawn(task: TaskPage) -> str:
 
 def _wrong(task: TaskPage) -> str:
     if not task.wrong:
-        return f"<p>No more among the first {task.looked_at} of the draw.</p>"
+        return f"<p>No more wrong ones are among the first {task.looked_at} of the draw.</p>"
     return (
-        f"<p>Not typical: the next ones of the draw that are wrong; {task.looked_at} were looked at in all.</p>"
-        + _blocks(task.wrong)
+        f"<p>These are not typical: they are the next wrong ones of the draw, after {task.looked_at} were looked at in "
+        "all.</p>" + _blocks(task.wrong)
     )
 
 
@@ -173,12 +178,12 @@ def _legend(task: TaskPage) -> str:
 
 
 def _blocks(blocks: Sequence[Block]) -> str:
-    wide = "" if all(isinstance(block, Judged) for block in blocks) else " long"
+    wide = "" if all(isinstance(block, JudgedExample) for block in blocks) else " long"
     return f'<div class="cases{wide}">{"".join(map(_block, blocks))}</div>'
 
 
 def _block(block: Block) -> str:
-    if isinstance(block, Judged):
+    if isinstance(block, JudgedExample):
         body = _judged(block)
     else:
         body = _found(block) if isinstance(block, Found) else _pointed(block)
@@ -189,7 +194,7 @@ def _verdict(right: bool, more: str = "") -> str:
     return f'<p class="{"right" if right else "wrong"}">{"✓ right" if right else "✗ wrong"}{escape(more)}</p>'
 
 
-def _judged(block: Judged) -> str:
+def _judged(block: JudgedExample) -> str:
     images = "".join(img(enlarged(image, SIDE), alt) for image, alt in block.images)
     best = max(share for _, share in block.shares)
     bars = "".join(_bar(label, share, _mark(label == block.truth, share == best)) for label, share in block.shares)
@@ -246,7 +251,7 @@ def _map(image: Image.Image, alt: str, words: str) -> str:
 
 
 def _boxed(image: Image.Image, scale: float, truth: Box, spot: Spot | None = None) -> Image.Image:
-    """With the true box and what was found, `scale` times as large as in the data."""
+    """The image with the true box and with what was found; `scale` is the image's size relative to the data's."""
     boxed = image.convert("RGB")
     draw = ImageDraw.Draw(boxed)
     _outline(draw, truth, scale, TRUE)
@@ -259,13 +264,13 @@ def _boxed(image: Image.Image, scale: float, truth: Box, spot: Spot | None = Non
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Box, scale: float, colour: str) -> None:
-    """A line that is seen on any ground: edged in black."""
+    """Draws a box as a line edged in black, which is visible on any ground."""
     x, y, width, height = (side * scale for side in box)
     for grow, tint, thick in ((1, "black", 4), (0, colour, 2)):
         draw.rectangle((x - grow, y - grow, x + width - 1 + grow, y + height - 1 + grow), outline=tint, width=thick)
 
 
 def enlarged(image: Image.Image, side: int) -> Image.Image:
-    """Each pixel as a square of its own, as many times as fit `side`."""
+    """The image enlarged by the largest whole number that fits `side`; each pixel becomes a square."""
     times = max(1, side // max(image.size))
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
