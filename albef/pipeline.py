@@ -300,8 +300,8 @@ class Pipeline(Loaded):
         for rows, pixels in self._numbered_batches(images):
             own = slice(rows.start // each, -(-rows.stop // each))
             seen = pixels.view(-1, each, *pixels.shape[1:]) if each > 1 else pixels
-            logits = model(seen, *self._on(words["input_ids"][own], words["attention_mask"][own]))
-            found += [_verdict(model.labels, row) for row in logits.float().softmax(-1).tolist()]
+            said = model(seen, *self._on(words["input_ids"][own], words["attention_mask"][own]))
+            found += [_verdict(model.labels, row) for row in said.logits.float().softmax(-1).tolist()]
         return found
 
     # Regions

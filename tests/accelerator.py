@@ -91,7 +91,8 @@ def _register() -> None:
 def in_a_process_of_its_own(function: str, *arguments: str) -> str:
     """Calls `module:function` with texts in a fresh Python; returns what it prints. AssertionError if it raises."""
     module, name = function.split(":")
-    code = f"import sys, {module}; {module}.{name}(*sys.argv[1:])"
+    # left at once: PyTorch's threads may outlive the interpreter and then abort it
+    code = f"import os, sys, {module}; {module}.{name}(*sys.argv[1:]); sys.stdout.flush(); os._exit(0)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -4,18 +4,16 @@ What depends on which rank draws what: random negatives come from a rank's own h
 from its own random numbers. Here these are functions of the data, so everything else must agree.
 """
 
-import os
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from albef import distributed
 from albef.engine.train import train
 from albef.recipe import Optim
 from albef.tasks import make_task, ranking
+from tests.ranks import two_ranks
 from tests.worlds import make_world, tiny_recipe
 
 
@@ -47,10 +45,8 @@ def every_third(input_ids, attention_mask):
     return input_ids.masked_fill(places, 4), input_ids.masked_fill(~places, -100)
 
 
-def work(rank, world_size, port, world, folder, changes):
+def work(rank, world_size, world, folder, changes):
     torch.set_num_threads(1)
-    if world_size > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     # a low rate: AdamW makes full steps of rounding noise where a gradient is zero, such as that of key biases
     recipe = tiny_recipe(world, steps=20, optim=Optim(lr=1e-4, min_lr=1e-5, warmup_lr=1e-5, clip_norm=1.0))
     recipe = replace(recipe, objective=replace(recipe.objective, **changes))
@@ -67,17 +63,11 @@ def work(rank, world_size, port, world, folder, changes):
         torch.save((torch.stack(seen), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.parametrize("changes", [{}, {"align_first": 0.3}, {"itc": False}], ids=str)
 def test_two_processes_equal_one(tmp_path, changes):
     world = make_world(tmp_path / "world")
-    work(0, 1, 0, world, tmp_path, changes)
-    multiprocessing.spawn(work, (2, free_port(), world, tmp_path, changes), nprocs=2)
+    work(0, 1, world, tmp_path, changes)
+    two_ranks(work, 2, world, tmp_path, changes)
     (alone, one, wanted), (first, left, scores), (_, right, others) = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from albef.engine.runtime import Runtime
 from albef.engine.state import load_optimizer_state, optimizer_state
 from albef.recipe import Optim, Recipe
 from albef.tasks import make_task
+from tests.ranks import two_ranks
 from tests.toys import Toy, ToyObjective, toy_recipe
 
 CPU = torch.device("cpu")
@@ -433,21 +433,6 @@ def test_a_damaged_run_of_version_0_1_0_names_the_file(tmp_path):
 
 
 # Two ranks
-
-
-def two_ranks(work, *arguments):
-    """Runs `work(rank, *arguments)` in two processes that make a gloo group, without a word if all is well."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(_join, (port, work, arguments), nprocs=2)
-
-
-def _join(rank, port, work, arguments):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with distributed.session():
-        work(rank, *arguments)
 
 
 def _stop_at_once(rank, folder):

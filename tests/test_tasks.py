@@ -3,14 +3,12 @@
 import os
 import shutil
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 
 from albef import distributed
@@ -29,6 +27,7 @@ from albef.objectives.losses import soft_cross_entropy
 from albef.recipe import Optim
 from albef.tasks import answers, classification, grounding, make_task, nlvr2, vqa
 from albef_demo.world import SIDE, png, scene
+from tests.ranks import two_ranks
 from tests.worlds import TINY, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -681,10 +680,8 @@ def trained(name, folder):
     return torch.stack(losses), task.objective.state_dict(), figures
 
 
-def work(rank, world_size, port, folder):
+def work(rank, world_size, folder):
     torch.set_num_threads(1)
-    if world_size > 1:
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with distributed.session():
         found = {"evaluated": evaluated()}
         found |= {name: trained(name, folder / f"{name}-{world_size}") for name in ("vqa", "classification")}
@@ -695,11 +692,8 @@ def work(rank, world_size, port, folder):
 def compared(tmp_path_factory):
     """What one process finds, and each of two."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    work(0, 1, 0, folder)
-    multiprocessing.spawn(work, (2, port, folder), nprocs=2)
+    work(0, 1, folder)
+    two_ranks(work, 2, folder)
     return [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")]
 
 
