@@ -13,7 +13,7 @@ from albef.data.text import load_tokenizer
 from albef.errors import AlbefValueError
 from albef.files import ANSWERS
 from albef.models import convert as published
-from albef.models import hub
+from albef.models import folders
 from albef.models.config import preset
 
 ImageSize = int | tuple[int, int]
@@ -112,7 +112,7 @@ def _start(
         published.check_vocabulary(config, words, bert)
     model = published.initial_model(config, deit, bert)
     model.save_pretrained(out, torch.float16 if half else None)
-    hub.save_training(out, None, None)
+    folders.save_training(out, None, None)
     files = " and ".join(str(file) for file in (deit, bert) if file)
     return (
         f"start of a pre-training from {files}: {config.vision_layers} image, {config.text_layers} text and "
@@ -121,6 +121,6 @@ def _start(
 
 
 def _save_processor(processor: Processor, out: Path) -> None:
-    height, width = hub.load_config(out)["image_size"]
+    height, width = folders.load_config(out)["image_size"]
     processor.image_size = height, width
     processor.save_pretrained(out)

@@ -149,7 +149,7 @@ def _is_known(example: Example) -> bool:
 
 def _grounding(pipeline: Pipeline, source: ExampleSource, mode: grounding.Mode, rules: Rules) -> Figures:
     model: Any = pipeline.model
-    work = partial(grounding.evaluate, model, pipeline.processor, source, mode, rules.layer)
+    work = partial(grounding.evaluate_phrases, model, pipeline.processor, source, mode, rules.layer)
     return with_bar(f"heat maps by {mode.upper()}", len(source), work)
 
 
@@ -159,14 +159,14 @@ def _retrieval(pipeline: Pipeline, data: Sequence[str], rules: Rules, say: Say) 
     gallery = with_bar(
         "encoding images",
         len(source),
-        lambda tick: ranking.encode(
-            model, pipeline.processor, source, rules.captions, tick=tick, memory=rules.memory or ranking.MEMORY
+        lambda tick: ranking.encode_gallery(
+            model, pipeline.processor, source, rules.captions, tick=tick, memory=rules.memory or ranking.TOKENS_GIB
         ),
     )
     images, k = len(gallery.z_image), rules.k or 128
     # 0.1.0's words: scripts read them
     say(f"{images} pictures, {len(gallery.z_text)} texts, up to {k} candidates re-ranked")
-    return with_bar("re-ranking", images, lambda tick: dict(ranking.evaluate(model, gallery, k, tick)))
+    return with_bar("re-ranking", images, lambda tick: dict(ranking.two_stage_recalls(model, gallery, k, tick)))
 
 
 def _pairs(data: Sequence[str], rules: Rules) -> Source:
@@ -188,7 +188,7 @@ def _answers(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say) 
     figures, given = with_bar(
         "answering",
         len(source),
-        lambda tick: vqa.evaluate(
+        lambda tick: vqa.evaluate_questions(
             model, pipeline.processor, source, answers, rules.k or 128, rules.official, tick=tick
         ),
     )

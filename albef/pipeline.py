@@ -360,11 +360,11 @@ def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, p
     shares = torch.zeros(pairs.shape)
     if len(texts) == 1:  # a search by one text makes no keys and values of images
         rows = pairs[:, 0].nonzero().squeeze(1)
-        logits = ranking.match_text(model, [tokens[row] for row in rows.tolist()], texts)
+        logits = ranking.score_images(model, [tokens[row] for row in rows.tolist()], texts)
         shares[rows, 0] = logits.float().softmax(-1)[:, 1].cpu()
         return shares
     chosen = [row.nonzero().squeeze(1) for row in pairs]
-    for own, (rows, logits) in zip(shares, ranking.match(model, tokens, texts, chosen), strict=True):
+    for own, (rows, logits) in zip(shares, ranking.score_texts(model, tokens, texts, chosen), strict=True):
         own[rows] = logits.softmax(-1)[:, 1].cpu()
     return shares
 

@@ -84,7 +84,7 @@ class ImageSearch:
         texts, z_text = ranking.encode_texts(self.model, self.processor, [text])
         count = min(max(self.candidates, top), len(self.names))
         cosines, order = (self.images.z_image @ z_text[0]).topk(count)
-        logits = ranking.match_text(self.model, list(self.images.tokens[order]), texts)
+        logits = ranking.score_images(self.model, list(self.images.tokens[order]), texts)
         found = zip(order.tolist(), cosines.tolist(), logits.softmax(-1)[:, 1].tolist(), strict=True)
         hits = [
             report.Hit(self.image(index), self.names[index], cosine, place, match)

@@ -61,7 +61,7 @@ def vqa_page(runs: Runs) -> report.TaskPage:
     """The page of visual question answering, from its finished runs."""
     recipe, folder = runs[-1]
     one, source = _opened(folder, "vqa")
-    measure = partial(vqa.evaluate, one.model, one.processor, source, one.answers, recipe.k_test)
+    measure = partial(vqa.evaluate_questions, one.model, one.processor, source, one.answers, recipe.k_test)
     figures = with_bar("answering", len(source), lambda tick: measure(tick=tick))[0]
     answers = Counter(answer for index in range(len(source)) for answer in source[index].answers)
     guess = 100 * answers.most_common(1)[0][1] / len(source)
@@ -89,7 +89,7 @@ def entailment_page(runs: Runs) -> report.TaskPage:
     """The page of visual entailment, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "classification")
-    figures = _judging(classification.evaluate, one, source)
+    figures = _judging(classification.evaluate_statements, one, source)
     guess = 100 / len(one.model.labels)
     chart = figure_chart("Accuracy, %", log_rows(folder), {"accuracy": ("accuracy",)}, ("guessing", guess))
     return _page(
@@ -103,11 +103,11 @@ def nlvr2_page(runs: Runs) -> report.TaskPage:
     """The page of reasoning about two images, from its finished runs."""
     _, folder = runs[-1]
     one, source = _opened(folder, "pairs")
-    after = _judging(nlvr2.evaluate, one, source)
+    after = _judging(nlvr2.evaluate_pairs, one, source)
     rows = {"guessing": {"accuracy": 50.0, "consistency": 100 / 2**4}, "after text assignment": after}
     other = folder.parent / WITHOUT_ASSIGNMENT
     if newest(other):
-        rows["without text assignment"] = _judging(nlvr2.evaluate, _opened(other, "pairs")[0], source)
+        rows["without text assignment"] = _judging(nlvr2.evaluate_pairs, _opened(other, "pairs")[0], source)
     paths = {"accuracy": ("accuracy",), "consistency": ("consistency",)}
     chart = figure_chart("Accuracy and consistency, %", log_rows(folder), paths, ("guessing", 50.0))
     kept = {name: {key: own[key] for key in ("accuracy", "consistency")} for name, own in rows.items()}
@@ -154,7 +154,7 @@ def grounding_page(runs: Runs) -> report.TaskPage:
 
 
 def _measure_maps(one: Any, source: ExampleSource, mode: grounding.Mode) -> dict[str, Any]:
-    measure = partial(grounding.evaluate, one.model, one.processor, source, mode)
+    measure = partial(grounding.evaluate_phrases, one.model, one.processor, source, mode)
     return with_bar(f"heat maps by {mode.upper()}", len(source), lambda tick: measure(tick=tick))
 
 

@@ -15,7 +15,7 @@ from albef.data.sources import open_sources
 from albef.data.text import clean_caption
 from albef.engine.checkpointer import read_newest
 from albef.errors import AlbefFileNotFoundError
-from albef.models import hub
+from albef.models import folders
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.tasks import ranking
@@ -60,7 +60,7 @@ def _load_teacher(folder: Path) -> tuple[AlbefModel, Processor, Tensor]:
     model = AlbefModel.from_pretrained(folder / "model")
     prefix, temp = "teacher.model.", model.temp.detach().clone()
     weights = {name.removeprefix(prefix): x for name, x in state["objective"].items() if name.startswith(prefix)}
-    hub.load_strictly(model, weights, f"the teacher in {folder}")
+    folders.load_strictly(model, weights, f"the teacher in {folder}")
     return model, Processor.from_pretrained(folder / "model"), temp
 
 

@@ -10,13 +10,15 @@ from albef.tasks import ranking
 
 def main() -> None:
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1)
+    gallery = ranking.encode_gallery(
+        model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1
+    )
     print("text->image R@1 in the unseen style")
     for k in (2, 4, 8, 16, 64):
-        show(f"{k} candidates", [ranking.evaluate(model, gallery, k)])
+        show(f"{k} candidates", [ranking.two_stage_recalls(model, gallery, k)])
     torch.manual_seed(0)
     for size, draws in ((32, 20), (128, 20), (512, 6)):
-        show(f"{size} images", [ranking.evaluate(model, part(gallery, size), 16) for _ in range(draws)])
+        show(f"{size} images", [ranking.two_stage_recalls(model, part(gallery, size), 16) for _ in range(draws)])
 
 
 def part(gallery: ranking.Gallery, size: int) -> ranking.Gallery:

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="default 5000")
     parser.add_argument("--captions", type=int, default=25_010, help="in all (default 25010)")
     parser.add_argument("--k", type=int, default=256, help="candidates each way (default 256)")
-    parser.add_argument("--memory", type=float, default=ranking.MEMORY, metavar="GIB", help="for image tokens")
+    parser.add_argument("--memory", type=float, default=ranking.TOKENS_GIB, metavar="GIB", help="for image tokens")
     parser.add_argument("--timed", type=int, default=4, help="images that are re-ranked (default 4)")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
@@ -58,10 +58,10 @@ def measure(options: argparse.Namespace) -> str:
     z_text = model.project_text(torch.randn(options.captions, 1, config.text_width))
     image_of_text = torch.arange(options.captions) * options.images // options.captions
     seconds: list[float] = []
-    with mock.patch.object(ranking, "match", some_of(ranking.match, options.timed, seconds)):
+    with mock.patch.object(ranking, "score_texts", some_of(ranking.score_texts, options.timed, seconds)):
         gallery = ranking.Gallery(tokens, z_image, texts, z_text, image_of_text)
         with autocast(CPU, options.precision):
-            ranking.evaluate(model, gallery, options.k)
+            ranking.two_stage_recalls(model, gallery, options.k)
     kept = sum(one.numel() * one.itemsize for one in tokens) / GIB
     left = sum(seconds) / len(seconds) * options.images / 3600
     peak = timing.status("VmHWM") / GIB
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> str:
 
 
 def some_of(match, count: int, seconds: list[float]):
-    """`ranking.match` of the first so many images, whose `seconds` are noted; the others' texts match by 0."""
+    """`ranking.score_texts` of the first so many images, whose `seconds` are noted; the others' texts match by 0."""
 
     def matched(model: AlbefModel, image_tokens: Sequence[Tensor], texts: ranking.Texts, chosen: Iterator[Tensor]):
         some = list(islice(chosen, count))

@@ -102,7 +102,7 @@ def ours(
 
     def rerank(texts: ranking.Texts, chosen: Tensor) -> Tensor:
         image_tokens = tokens[chosen.cpu() % KEPT].unbind()
-        return chosen[ranking.match_text(model, image_tokens, texts)[:, 1].argsort(descending=True)]
+        return chosen[ranking.score_images(model, image_tokens, texts)[:, 1].argsort(descending=True)]
 
     def whole() -> Tensor:
         texts, z_text = encode()

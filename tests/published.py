@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from albef.models import hub
+from albef.models import folders
 from albef.models.convert import Checkpoint
 from albef.objectives.pretrain import PretrainObjective
 
@@ -13,9 +13,9 @@ def load_objective(objective: PretrainObjective, checkpoint: Checkpoint) -> None
     Without a teacher in it the teacher starts as a copy of the model; without queues they stay as they are. ValueError
     when sizes differ, e.g. `queue_size` or `model.config.image_size`.
     """
-    hub.load_strictly(objective.model, checkpoint.model, "the checkpoint's model")
+    folders.load_strictly(objective.model, checkpoint.model, "the checkpoint's model")
     objective.teacher.copy(objective.model)
     if checkpoint.teacher is not None:
-        hub.load_strictly(objective.teacher.model, checkpoint.teacher, "the checkpoint's teacher")
+        folders.load_strictly(objective.teacher.model, checkpoint.teacher, "the checkpoint's teacher")
     if checkpoint.queue is not None:
-        hub.load_strictly(objective.queue, checkpoint.queue, "the checkpoint's queue")
+        folders.load_strictly(objective.queue, checkpoint.queue, "the checkpoint's queue")

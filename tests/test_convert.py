@@ -13,7 +13,7 @@ from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
 from albef.models.convert import convert_file, convert_folder, initial_model, read_checkpoint
-from albef.models.hub import load_training, save_training
+from albef.models.folders import load_training, save_training
 from albef.models.names import ARCHITECTURES, aliases, from_official, official_names, to_official
 from albef.models.start import load_model
 from albef.objectives.pretrain import PretrainObjective

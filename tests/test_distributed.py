@@ -57,7 +57,7 @@ def work(rank, world_size, world, folder, changes):
         train(lambda *_: task, recipe, run, device)
         # the odd record gives the ranks unequal shares; the last one shows an image that the first rank has, too
         source = [task.data.source[row] for row in (*range(14), 0)]
-        gallery = ranking.encode(task.model, task.processor, source, batch_size=3)
+        gallery = ranking.encode_gallery(task.model, task.processor, source, batch_size=3)
         assert len(gallery.image_tokens) < 14 or world_size == 1, "each rank keeps its own images only"
         scores = torch.stack([to_text for _, (to_text, _) in ranking.two_stage_scores(task.model, gallery, k=4)])
         torch.save((torch.stack(seen), task.objective.state_dict(), scores), folder / f"{world_size}-{rank}.pt")

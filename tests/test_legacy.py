@@ -14,7 +14,7 @@ from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForPairs
-from albef.models.hub import load_training
+from albef.models.folders import load_training
 from albef.models.legacy import upgrade
 from tests.worlds import TINY
 

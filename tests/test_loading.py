@@ -12,7 +12,7 @@ import torch
 
 import albef
 from albef.files import model_folder
-from albef.models import hub
+from albef.models import folders
 from albef.models.names import ARCHITECTURES
 from tests.worlds import TINY
 
@@ -72,7 +72,7 @@ def test_a_model_on_the_hub_is_fetched_once(asked) -> None:
 
 
 def test_the_teacher_is_fetched_for_training(asked) -> None:
-    hub.load_training("hf://someone/some-model")
+    folders.load_training("hf://someone/some-model")
     assert asked[0]["ignore_patterns"] == []
 
 

@@ -132,7 +132,7 @@ def test_few_texts_make_no_keys_and_values(matching, monkeypatch) -> None:
     monkeypatch.setattr(fusion, "seen_once", lambda tokens, words: seen.append(once(tokens, words)) or seen[-1])
     texts, _ = ranking.encode_texts(matching.model, matching.processor, TEXTS * 8)
     tokens = [torch.randn(17, 32), torch.randn(17, 32)]
-    found = list(ranking.match(matching.model, tokens, texts, [torch.tensor([0]), torch.arange(32)]))
+    found = list(ranking.score_texts(matching.model, tokens, texts, [torch.tensor([0]), torch.arange(32)]))
     assert [type(one).__name__ for one in seen] == ["Tokens", "KeysValues"] and len(found[1][1]) == 32
 
 

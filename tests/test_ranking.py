@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def gallery(model, processor, source):
-    return ranking.encode(model, processor, source, batch_size=5)
+    return ranking.encode_gallery(model, processor, source, batch_size=5)
 
 
 def test_recalls_by_hand():
@@ -98,14 +98,14 @@ def test_ranking_tells_of_every_image(model, gallery):
 
 
 def test_first_captions_only(model, processor, source, gallery):
-    assert len(ranking.encode(model, processor, source, captions_per_image=1).z_text) == 16
+    assert len(ranking.encode_gallery(model, processor, source, captions_per_image=1).z_text) == 16
 
 
 def test_unreadable_images_are_left_out_with_their_captions(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     (tmp_path / "red-left-0.png").write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="red-left-0.png"):
-        gallery = ranking.encode(model, processor, open_sources([str(world)]))
+        gallery = ranking.encode_gallery(model, processor, open_sources([str(world)]))
     assert len(gallery.z_image) == len(gallery.z_text) == 15
     assert gallery.image_of_text.tolist() == list(range(15))
 
@@ -116,7 +116,7 @@ def test_a_list_with_a_caption_per_record_has_each_image_once(model, processor, 
     world.write_text(
         json.dumps([{**record, "caption": f"{word} {record['caption']}"} for word in "xy" for record in records])
     )
-    gallery = ranking.encode(model, processor, open_sources([str(world)]), batch_size=5)
+    gallery = ranking.encode_gallery(model, processor, open_sources([str(world)]), batch_size=5)
     assert len(gallery.z_image) == 16 and len(gallery.z_text) == 32
     assert gallery.image_of_text.tolist() == [image for image in range(16) for _ in "xy"]
 
@@ -124,19 +124,19 @@ def test_a_list_with_a_caption_per_record_has_each_image_once(model, processor, 
 def test_no_readable_image_is_an_error(model, processor, tmp_path):
     world = make_world(tmp_path, copies=1)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match="check the paths and image_root"):
-        ranking.encode(model, processor, open_sources([str(world)], image_root="/nowhere"))
+        ranking.encode_gallery(model, processor, open_sources([str(world)], image_root="/nowhere"))
 
 
 def test_tokens_that_do_not_fit_wait_in_half_precision(model, processor, source, gallery):
     gib = len(source) * model.config.image_tokens * model.config.vision_width * 4 / 2**30  # for an image a record
-    halved = ranking.encode(model, processor, source, batch_size=5, memory=gib * 0.6)
+    halved = ranking.encode_gallery(model, processor, source, batch_size=5, memory=gib * 0.6)
     assert {tokens.dtype for tokens in halved.image_tokens} == {torch.float16} and gallery.image_tokens[
         0
     ].dtype == torch.float32
     scores, wanted = (dict(ranking.two_stage_scores(model, found, k=4))["itm"][0] for found in (halved, gallery))
     torch.testing.assert_close(scores, wanted, atol=5e-3, rtol=5e-3)
     with pytest.raises(ValueError, match="allow more `memory`"):
-        ranking.encode(model, processor, source, memory=gib * 0.4)
+        ranking.encode_gallery(model, processor, source, memory=gib * 0.4)
 
 
 def test_ranking_in_bfloat16(model, gallery):
@@ -149,7 +149,7 @@ def test_ranking_in_bfloat16(model, gallery):
 
 
 def test_an_image_without_candidates(model, gallery):
-    found = list(ranking.match(model, gallery.image_tokens[:2], gallery.texts, [torch.tensor([], dtype=int)] * 2))
+    found = list(ranking.score_texts(model, gallery.image_tokens[:2], gallery.texts, [torch.tensor([], dtype=int)] * 2))
     assert [logits.shape for _, logits in found] == [(0, 2)] * 2
     assert not ranking.match_logits(model, gallery, torch.zeros(16, len(gallery.texts), dtype=torch.bool)).any()
 
@@ -168,11 +168,11 @@ def test_what_a_text_scores_does_not_depend_on_its_company(model, processor, gal
     said = ["red", "a circle to the left", "blue square", "left", "a green circle on the right of something", "square"]
     texts, _ = ranking.encode_texts(model, processor, said)
     tokens, order = gallery.image_tokens[:1], torch.tensor([3, 1, 5, 0, 4, 2])
-    ((rows, logits),) = ranking.match(model, tokens, texts, [order])
+    ((rows, logits),) = ranking.score_texts(model, tokens, texts, [order])
     assert sorted(rows.tolist()) == list(range(6)) and len(texts.lengths.unique()) > 2
     for row, logit in zip(rows.tolist(), logits, strict=True):
         alone, _ = ranking.encode_texts(model, processor, [said[row]])
-        ((_, wanted),) = ranking.match(model, tokens, alone, [torch.tensor([0])])
+        ((_, wanted),) = ranking.score_texts(model, tokens, alone, [torch.tensor([0])])
         torch.testing.assert_close(logit, wanted[0], atol=1e-5, rtol=1e-5)
 
 
@@ -188,15 +188,15 @@ def test_one_text_without_keys_and_values(model, processor, gallery, said, monke
     image = gallery.image_tokens[0][None]
     assert isinstance(model.fusion_encoder.seen_once(image, len(text.states)), Tokens)
     assert isinstance(model.fusion_encoder.seen_once(image, 12), KeysValues)
-    found = ranking.match_text(model, gallery.image_tokens, text)
+    found = ranking.score_images(model, gallery.image_tokens, text)
     only = [torch.tensor([0])] * len(gallery.image_tokens)
-    wanted = torch.cat([logits for _, logits in ranking.match(model, gallery.image_tokens, text, only)])
+    wanted = torch.cat([logits for _, logits in ranking.score_texts(model, gallery.image_tokens, text, only)])
     assert len(found) == 16 and found.std(0).min() > 1e-3
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = ranking.match_text(model, [tokens.half() for tokens in gallery.image_tokens], text)
+        coarse = ranking.score_images(model, [tokens.half() for tokens in gallery.image_tokens], text)
     torch.testing.assert_close(coarse, wanted, atol=0.05, rtol=0.05)
-    assert ranking.match_text(model, [], text).shape == (0, 2)
+    assert ranking.score_images(model, [], text).shape == (0, 2)
 
 
 def test_reading_without_keys_is_for_evaluation(model, gallery):
@@ -213,8 +213,8 @@ def test_few_texts_of_an_image_need_no_keys_and_values(model, processor, gallery
     choose = encoder.seen_once
     monkeypatch.setattr(encoder, "seen_once", lambda *a: made.append(choose(*a)) or made[-1])
     texts, _ = ranking.encode_texts(model, processor, ["red", "green left", "a blue square", "a red square"][:count])
-    ((_, found),) = ranking.match(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
+    ((_, found),) = ranking.score_texts(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
     assert [type(one) for one in made] == [kind]
     monkeypatch.setattr(encoder, "seen_once", lambda self, image, words: self.keys_values(image))
-    ((_, wanted),) = ranking.match(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
+    ((_, wanted),) = ranking.score_texts(model, gallery.image_tokens[:1], texts, [torch.arange(count)])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

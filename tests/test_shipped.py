@@ -26,9 +26,11 @@ def test_it_is_small_and_comes_with_its_log():
 
 def test_it_finds_names_in_the_unseen_style():
     model, processor = AlbefModel.from_pretrained("emoji"), Processor.from_pretrained("emoji")
-    gallery = ranking.encode(model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1)
+    gallery = ranking.encode_gallery(
+        model, processor, open_sources(["albef:emoji/fluent.tar.gz"]), captions_per_image=1
+    )
     assert len(gallery.z_image) == 1811
-    found = ranking.evaluate(model, gallery, k=16)
+    found = ranking.two_stage_recalls(model, gallery, k=16)
     assert found["itc"]["img_r1"] >= 40 and found["itc"]["img_r10"] >= 70
     assert found["itm"]["img_r1"] >= 40 and found["itm"]["img_r10"] >= 70
     last = [json.loads(line) for line in (FOLDER / "log.jsonl").open()][-1]["evaluation"]
@@ -42,7 +44,7 @@ def test_kept_images_find_the_same_as_new_ones(tmp_path: Path, monkeypatch: pyte
     new = shipped_search()
     kept = shipped_search()
     assert cache_file().stat().st_size < 10e6
-    gallery = ranking.encode(kept.model, kept.processor, kept.source, captions_per_image=1)
+    gallery = ranking.encode_gallery(kept.model, kept.processor, kept.source, captions_per_image=1)
     exact = replace(kept, images=replace(kept.images, tokens=torch.stack(list(gallery.image_tokens))))
     assert exact.images.tokens.dtype == torch.float32
     for text in QUERIES:

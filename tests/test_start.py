@@ -10,7 +10,7 @@ from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
-from albef.models.hub import save_training
+from albef.models.folders import save_training
 from albef.models.names import ARCHITECTURES
 from albef.models.start import load_model, load_start, start_from
 

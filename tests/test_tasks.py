@@ -21,7 +21,7 @@ from albef.engine.train import Interrupted, train
 from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.classifier import AlbefForPairs, AlbefForTextAssignment
-from albef.models.hub import load
+from albef.models.folders import load
 from albef.objectives.classify import AssignObjective
 from albef.objectives.losses import soft_cross_entropy
 from albef.recipe import Optim
@@ -461,12 +461,15 @@ def test_labels():
 def test_nothing_readable_is_an_error(kind, pretrained):
     examples = [replace(open_examples(kind, ["world:test/1"])[0], images=(b"nothing",))]
     processor, model = Processor.from_pretrained(pretrained), models()[kind]
-    measure = {"vqa": lambda *a: vqa.evaluate(*a, ["red"]), "classification": classification.evaluate}
+    measure = {
+        "vqa": lambda *a: vqa.evaluate_questions(*a, ["red"]),
+        "classification": classification.evaluate_statements,
+    }
     with (
         pytest.warns(UserWarning, match="left out"),
         pytest.raises(ValueError, match="none of the examples could be read; check the paths and image_root"),
     ):
-        measure.get(kind, grounding.evaluate)(model, processor, examples)
+        measure.get(kind, grounding.evaluate_phrases)(model, processor, examples)
 
 
 # Grounding
@@ -590,12 +593,12 @@ def test_grounding_counts_maps_without_a_peak(wide, monkeypatch):
         replace(phrase(candidates=((0, 0, 40, 24),)), split="val"),
         phrase(size=None),
     ]
-    grounding.evaluate(model, processor, source)
+    grounding.evaluate_phrases(model, processor, source)
     assert sizes == [(24, 40), (24, 40), (SIDE, SIDE)], "the size that is given, else that of the image itself"
     maps = torch.zeros(3, 2, 6)
     maps[0, 0, 3] = 1  # of 24 x 40 pixels: x 20 to 27, y 0 to 12
     monkeypatch.setattr(grounding, "text_maps", lambda *_: maps)
-    figures = grounding.evaluate(model, processor, source)
+    figures = grounding.evaluate_phrases(model, processor, source)
     assert figures == pytest.approx(
         {
             "phrases": 3, "pointing": 100 / 3, "free": 100 / 3, "boxes": 0, "boxes_val": 0, "with_candidates": 1,
@@ -618,10 +621,10 @@ def test_grounding_by_split_counts_those_with_candidates(wide, monkeypatch):
             (here, (), "testB"),
         )
     ]  # fmt: skip
-    found = grounding.evaluate(model, processor, source)
+    found = grounding.evaluate_phrases(model, processor, source)
     assert found["boxes"] == pytest.approx(200 / 3) and found["with_candidates"] == 3
     assert (found["boxes_testA"], found["boxes_testB"]) == (100, 50)
-    assert "with_candidates" not in grounding.evaluate(model, processor, source[:2])
+    assert "with_candidates" not in grounding.evaluate_phrases(model, processor, source[:2])
 
 
 # Two processes
@@ -647,10 +650,10 @@ def evaluated():
     processor = Processor(load_tokenizer(WORDS), TINY.image_size)
     listed = ["red", "blue", "two", "ring", "yes", "top left"]
     measures = {
-        "vqa": lambda *arguments: vqa.evaluate(*arguments, listed, 3, batch_size=2),
-        "classification": classification.evaluate,
-        "pairs": nlvr2.evaluate,
-        "phrases": grounding.evaluate,
+        "vqa": lambda *arguments: vqa.evaluate_questions(*arguments, listed, 3, batch_size=2),
+        "classification": classification.evaluate_statements,
+        "pairs": nlvr2.evaluate_pairs,
+        "phrases": grounding.evaluate_phrases,
     }
     found = {}
     for kind, model in models().items():

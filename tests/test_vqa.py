@@ -283,7 +283,7 @@ def test_questions_that_teach_nothing(changes, said):
 
 
 def test_answers_of_a_batch_know_their_questions(processor):
-    batch = vqa.encode(processor, 30, [example(answers=("red", "blue", "red")), example(answers=("two",))])
+    batch = vqa.question_tensors(processor, 30, [example(answers=("red", "blue", "red")), example(answers=("two",))])
     assert batch["answer_of"].tolist() == [0, 0, 1]
     assert batch["weights"].tolist() == pytest.approx([2 / 3, 1 / 3, 1])
     assert [processor.words(ids) for ids in batch["answer_ids"].tolist()] == ["red", "blue", "two"]
@@ -348,7 +348,7 @@ def test_evaluation_and_the_file_for_evalai(model, processor, tmp_path):
         example("b-4", ("yes", "no"), text=QUESTIONS[1], number=1),
         example(5, (), text=QUESTIONS[2], number=2),
     ]
-    figures, given = vqa.evaluate(model, processor, source, ANSWERS, k=4, batch_size=2)
+    figures, given = vqa.evaluate_questions(model, processor, source, ANSWERS, k=4, batch_size=2)
     assert list(given) == [31, "b-4", 5] and (figures["questions"], figures["measured"]) == (3, 2)
     pixels = processor.images([one.images[0] for one in source])
     for row in range(3):
@@ -371,11 +371,11 @@ def test_evaluation_and_the_file_for_evalai(model, processor, tmp_path):
 def test_an_id_that_stands_for_two_questions_is_an_error(model, processor):
     source = [example(31, ("red",), number=0), example(31, ("blue",), number=1)]
     with pytest.raises(ValueError, match="two examples have the id 31"):
-        vqa.evaluate(model, processor, source, ANSWERS)
+        vqa.evaluate_questions(model, processor, source, ANSWERS)
 
 
 def test_a_question_without_a_word_is_answered_all_the_same(model, processor):
-    assert list(vqa.evaluate(model, processor, [example(7, text="?")], ANSWERS)[1]) == [7]
+    assert list(vqa.evaluate_questions(model, processor, [example(7, text="?")], ANSWERS)[1]) == [7]
 
 
 @pytest.mark.parametrize(
@@ -387,13 +387,13 @@ def test_a_free_answer_is_spelt_as_people_spell_it(answer):
 
 
 def test_evaluation_without_known_answers_still_answers(model, processor):
-    figures, given = vqa.evaluate(model, processor, [example(1)], ANSWERS)
+    figures, given = vqa.evaluate_questions(model, processor, [example(1)], ANSWERS)
     assert figures == {"questions": 1, "measured": 0} and list(given) == [1]
 
 
 def test_a_list_with_repeats_names_the_right_answers(model, processor):
     source = [example(row, ("red",), text=text, number=row) for row, text in enumerate(QUESTIONS)]
-    once = vqa.evaluate(model, processor, source, ANSWERS)
-    assert vqa.evaluate(model, processor, source, [ANSWERS[0]] * 3 + ANSWERS) == once
+    once = vqa.evaluate_questions(model, processor, source, ANSWERS)
+    assert vqa.evaluate_questions(model, processor, source, [ANSWERS[0]] * 3 + ANSWERS) == once
     with pytest.raises(ValueError, match="the answer list is empty"):
-        vqa.evaluate(model, processor, source, [])
+        vqa.evaluate_questions(model, processor, source, [])

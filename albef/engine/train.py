@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from albef import distributed
 from albef.data.broken import BrokenCounter
+from albef.engine.allocator import keep_freed_memory
 from albef.engine.checkpointer import PATTERN, Checkpointer, owned
 from albef.engine.log import LOG, RunLog
-from albef.engine.memory import keep_freed_memory
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.engine.runtime import Runtime
 from albef.engine.state import RunState, check_format, data_changes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from albef.errors import AlbefValueError
-from albef.models import hub
+from albef.models import folders
 from albef.models.bert import TextEncoder
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes `config.json` and `model.safetensors`, in `dtype` (e.g. torch.float16) if given."""
         values = {**self.config.to_dict(), "architecture": type(self).__name__, **self.options()}
-        hub.save(folder, values, self.state_dict(), dtype)
+        folders.save(folder, values, self.state_dict(), dtype)
 
     @classmethod
     def from_pretrained(cls: type[M], folder: str | Path, image_size: int | tuple[int, int] | None = None) -> M:
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         With `image_size` (pixels; an int, or height and width) the position grid is resized to it. ValueError if the
         folder holds another kind of model.
         """
-        values, state = hub.load(folder)
+        values, state = folders.load(folder)
         found = values.get("architecture", "AlbefModel")
         if found != cls.__name__:
             raise AlbefValueError(
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
             raise AlbefValueError(f"{folder}: config.json lacks {', '.join(missing)}, which an {cls.__name__} needs")
         with _Unfilled():
             model = cls(config, **{name: values[name] for name in names})
-        hub.load_strictly(model, state, str(folder))
+        folders.load_strictly(model, state, str(folder))
         return model.eval()
 
     def gradient_checkpointing(self, enabled: bool = True) -> None:

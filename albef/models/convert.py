@@ -17,7 +17,7 @@ from torch import Tensor
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import write_atomically
-from albef.models import hub
+from albef.models import folders
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
@@ -209,8 +209,8 @@ def _apart(state: State) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: str | Path, image_size: ImageSize | None) -> Checkpoint:
-    model, saved = load_model(folder, image_size), AlbefConfig.from_dict(hub.load_config(folder))
-    teacher, queue = hub.load_training(folder)
+    model, saved = load_model(folder, image_size), AlbefConfig.from_dict(folders.load_config(folder))
+    teacher, queue = folders.load_training(folder)
     if teacher:
         fit_positions(teacher, saved, model.config)
     notes, labels = tuple(resized(saved, model.config)), tuple(model.options().get("labels", ()))
@@ -256,7 +256,7 @@ def initial_model(
     for path, read in ((deit_path, from_deit), (bert_path, from_bert)):
         if path is not None:
             state |= read(_unwrap(read_file(path), path)[0], config, str(path))
-    hub.load_strictly(model, state, "the starting point")
+    folders.load_strictly(model, state, "the starting point")
     return model
 
 
@@ -350,7 +350,7 @@ def _infer_config(
 
 
 def _check_ranks(state: State, ranks: dict[str, int], problem: str) -> None:
-    lacking = hub.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
+    lacking = folders.describe("missing or of another shape", (n for n, r in ranks.items() if rank(state, n) != r))
     if lacking:
         raise AlbefValueError(
             f"{problem}: {lacking}. Give a file that ALBEF's code has written for pre-training, retrieval, grounding, "
@@ -397,14 +397,14 @@ def _write(read: Checkpoint, source: str | Path, folder: str | Path, half: bool,
         model = read.architecture(read.config, **({"labels": read.labels} if read.labels else {}))
     model.load_state_dict(read.model, assign=True)
     model.save_pretrained(folder, torch.float16 if half else None)
-    hub.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
+    folders.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
     parts = [name for name, part in (("teacher", read.teacher), ("queues", read.queue)) if part]
     lines = [
         *_description(read, source),
         *read.notes,
         *([f"left out: {' and '.join(parts)}"] if parts and slim else []),
-        f"written: {Path(folder) / hub.WEIGHTS}{' in half precision' if half else ''}",
-        *([f"written: {Path(folder) / hub.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
+        f"written: {Path(folder) / folders.WEIGHTS}{' in half precision' if half else ''}",
+        *([f"written: {Path(folder) / folders.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
     ]
     return "\n".join(lines)
 

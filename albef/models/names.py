@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from albef.errors import AlbefValueError
-from albef.models import hub
+from albef.models import folders
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
@@ -234,9 +234,9 @@ def _translate(
         if shapes[name] != tuple(state[name].shape)
     )
     problems = [
-        hub.describe("missing", shapes.keys() - state.keys()),
-        hub.describe("left over", state.keys() - shapes.keys()),
-        hub.describe("of another shape", wrong),
+        folders.describe("missing", shapes.keys() - state.keys()),
+        folders.describe("left over", state.keys() - shapes.keys()),
+        folders.describe("of another shape", wrong),
     ]
     if any(problems):
         raise AlbefValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from albef.errors import AlbefValueError
-from albef.models import hub
+from albef.models import folders
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
 from albef.models.names import ARCHITECTURES, POSITIONS
@@ -54,14 +54,14 @@ def start_from(model: Backbone, state: State, config: AlbefConfig, source: str) 
     _check_sizes(model, config, source)
     own = model.state_dict()
     taken, fresh = _choose(own, state, model.config)
-    if lacking := hub.describe("missing", own.keys() - taken.keys() - fresh.keys()):
+    if lacking := folders.describe("missing", own.keys() - taken.keys() - fresh.keys()):
         raise AlbefValueError(
             f"{source} lacks what an {type(model).__name__} starts from: {lacking}. Start from a pre-trained model, "
             "or from a saved one of the same kind"
         )
     filled = {name: state[origin] for name, origin in taken.items()}
     notes = fit_positions(filled, config, model.config)
-    hub.load_strictly(model, own | filled, source)
+    folders.load_strictly(model, own | filled, source)
     parts = {part: FRESH[part] for part in FRESH if any(name.startswith(f"{part}.") for name in fresh)}
     dropped = sorted({name.split(".")[0] for name in state.keys() - set(taken.values())})
     return [
@@ -87,10 +87,10 @@ def load_start(
 ) -> tuple[list[str], dict[str, Tensor] | None, dict[str, Tensor] | None]:
     """Starts `model` from a saved one: a report in words, and the states of its teacher and queues if saved along.
 
-    Without one the teacher is to copy the model, once it has started. Errors as `start_from` and `hub.load`.
+    Without one the teacher is to copy the model, once it has started. Errors as `start_from` and `folders.load`.
     """
-    values, state = hub.load(folder)
-    teacher, queue = hub.load_training(folder)
+    values, state = folders.load(folder)
+    teacher, queue = folders.load_training(folder)
     config, notes = AlbefConfig.from_dict(values), []
     theirs, ours = values.get("labels"), model.options().get("labels")
     if theirs and ours and theirs != ours:
@@ -102,7 +102,7 @@ def load_start(
 
 def load_model(folder: str | Path, image_size: int | tuple[int, int] | None = None) -> Backbone:
     """Whichever model of ours a folder holds, in evaluation mode; arguments and errors as `from_pretrained`."""
-    name = hub.load_config(folder).get("architecture", "AlbefModel")
+    name = folders.load_config(folder).get("architecture", "AlbefModel")
     if name not in ARCHITECTURES:
         raise AlbefValueError(f"{folder}: unknown architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name].from_pretrained(folder, image_size)

@@ -13,7 +13,7 @@ from albef.data.examples import ExampleSource
 from albef.data.reading import read_text, whole
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import ANSWERS, data_path, model_folder, write_atomically
-from albef.models.hub import CONFIG, WEIGHTS
+from albef.models.folders import CONFIG, WEIGHTS
 
 _NORMALIZER = normalizers.BertNormalizer(strip_accents=True)
 

@@ -17,7 +17,7 @@ from albef.data.text import load_tokenizer, train_tokenizer
 from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone
 from albef.models.config import AlbefConfig
-from albef.models.hub import load_config
+from albef.models.folders import load_config
 from albef.models.start import load_start
 from albef.recipe import Recipe
 

@@ -53,7 +53,7 @@ def labelled(kind: Kind, recipe: Recipe, labels: Sequence[str]) -> tuple[Example
         )
 
     def encode_with(processor: Processor) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        return partial(encode, processor, recipe.data.max_tokens, labels)
+        return partial(statement_tensors, processor, recipe.data.max_tokens, labels)
 
     return Examples(source, recipe, encode_with, lambda example: label_index(example, labels)), validation
 
@@ -71,7 +71,7 @@ class Statements:
         self.source = source
 
     def evaluate(self, model: AlbefForClassification, processor: Processor) -> Figures:
-        return evaluate(model, processor, self.source)
+        return evaluate_statements(model, processor, self.source)
 
     def score(self, figures: Figures) -> float:
         return figures["accuracy"]
@@ -80,7 +80,7 @@ class Statements:
         return f"accuracy {figures['accuracy']:.2f} %"
 
 
-def encode(
+def statement_tensors(
     processor: Processor, max_tokens: int, labels: Sequence[str], examples: Sequence[Example]
 ) -> dict[str, Tensor]:
     """Texts as input_ids and attention_mask [B, L], `labels` [B]."""
@@ -120,7 +120,7 @@ def predict(
     return gather_results(found)
 
 
-def evaluate(
+def evaluate_statements(
     model: AlbefForClassification,
     processor: Processor,
     source: ExampleSource,

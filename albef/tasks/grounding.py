@@ -46,7 +46,7 @@ class Boxes:
         self.source = source
 
     def evaluate(self, model: AlbefModel, processor: Processor) -> dict[str, Any]:
-        return {mode: evaluate(model, processor, self.source, mode) for mode in MODES}
+        return {mode: evaluate_phrases(model, processor, self.source, mode) for mode in MODES}
 
     def score(self, figures: dict[str, Any]) -> float:
         """Boxes chosen rightly, or, where there are none to choose from, the pointing game."""
@@ -138,7 +138,7 @@ def text_maps(
     return word_maps(model, pixel_values, input_ids, attention_mask, layer).mean(1)
 
 
-def evaluate(
+def evaluate_phrases(
     model: AlbefModel,
     processor: Processor,
     source: ExampleSource,

@@ -51,7 +51,7 @@ class StatementsOfPairs:
         self.source = source
 
     def evaluate(self, model: AlbefForPairs, processor: Processor) -> Figures:
-        return evaluate(model, processor, self.source)
+        return evaluate_pairs(model, processor, self.source)
 
     def score(self, figures: Figures) -> float:
         return figures["accuracy"]
@@ -62,7 +62,7 @@ class StatementsOfPairs:
         return f"accuracy {figures['accuracy']:.2f} %{more}"
 
 
-def evaluate(
+def evaluate_pairs(
     model: AlbefForPairs, processor: Processor, source: ExampleSource, tick: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
     """`figures` of what the model says of a source."""

@@ -97,8 +97,8 @@ class Search:
         self.source, self.k, self.captions = source, k, captions
 
     def evaluate(self, model: AlbefModel, processor: Processor) -> Figures:
-        gallery = ranking.encode(model, processor, self.source, self.captions)
-        return {**ranking.evaluate(model, gallery, self.k)}
+        gallery = ranking.encode_gallery(model, processor, self.source, self.captions)
+        return {**ranking.two_stage_recalls(model, gallery, self.k)}
 
     def score(self, figures: Figures) -> float:
         """Mean recall, re-ranked."""

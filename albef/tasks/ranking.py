@@ -21,7 +21,7 @@ from albef.models.albef import AlbefModel
 from albef.models.layout import PackedText
 
 NOT_A_CANDIDATE = -100.0
-MEMORY = 8.0  # GiB
+TOKENS_GIB = 8.0  # GiB
 TEXTS_AT_ONCE = {"cpu": 64}
 OTHERWISE = 512  # on a GPU; nobody has measured it
 IMAGES_AT_ONCE = 16
@@ -65,14 +65,14 @@ class Gallery:
 
 
 @torch.no_grad()
-def encode(
+def encode_gallery(
     model: AlbefModel,
     processor: Processor,
     source: Source,
     captions_per_image: int | None = None,
     batch_size: int = 64,
     tick: Tick | None = None,
-    memory: float = MEMORY,
+    memory: float = TOKENS_GIB,
 ) -> Gallery:
     """Every readable image of `source` with its captions (the first so many), encoded; each rank takes its share.
 
@@ -134,7 +134,9 @@ def _of_all(tick: Tick | None, own: int, total: int) -> Tick:
 
 
 @torch.no_grad()
-def encode_images(model: AlbefModel, batches: Iterable[Tensor], memory: float = MEMORY) -> tuple[list[Tensor], Tensor]:
+def encode_images(
+    model: AlbefModel, batches: Iterable[Tensor], memory: float = TOKENS_GIB
+) -> tuple[list[Tensor], Tensor]:
     """Batches of normalised pixels -> each image's tokens [S, Dv] on the host, and all unit vectors [I, E].
 
     The tokens are kept in half precision if they take more than `memory` GiB otherwise; ValueError if that is not
@@ -177,7 +179,7 @@ def encode_texts(
 
 
 @torch.no_grad()
-def match(
+def score_texts(
     model: AlbefModel, image_tokens: Iterable[Tensor], texts: Texts, chosen: Iterable[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image's tokens [S, Dv] and `chosen` texts [n]: these texts, reordered, and their ITM logits [n, 2].
@@ -199,7 +201,7 @@ def match(
 
 
 @torch.no_grad()
-def match_text(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
+def score_images(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts) -> Tensor:
     """ITM logits [I, 2] of a single text with every image, for which no keys and values are made if it is short."""
     states, words = text.some(torch.zeros(1, dtype=torch.long))
     logits = [torch.empty(0, 2, device=model.device)]
@@ -216,13 +218,13 @@ def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick 
     """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
 
     A pair that both directions shortlist is scored once. Of several ranks each scores its own images. `tick` is told
-    of every image done, as in `encode`.
+    of every image done, as in `encode_gallery`.
     """
     tick = _of_all(tick, len(gallery.image_tokens), len(pairs))
     scores = torch.zeros(pairs.shape, device=model.device)
     own = pairs[gallery.first : gallery.first + len(gallery.image_tokens)].cpu()
     chosen = (row.nonzero().squeeze(1) for row in own)
-    found = match(model, gallery.image_tokens, gallery.texts, chosen)
+    found = score_texts(model, gallery.image_tokens, gallery.texts, chosen)
     for number, (rows, logits) in enumerate(found, gallery.first):
         scores[number, rows.to(scores.device)] = logits[:, 1]
         tick(1)
@@ -277,7 +279,9 @@ def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor)
     return figures
 
 
-def evaluate(model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None) -> dict[str, dict[str, float]]:
+def two_stage_recalls(
+    model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None
+) -> dict[str, dict[str, float]]:
     """Recalls by each way of scoring: `{"itc": {"txt_r1": ..}, "itm": .., "sum": ..}`."""
     return {name: recalls(*both, gallery.image_of_text) for name, both in two_stage_scores(model, gallery, k, tick)}
 

@@ -46,7 +46,9 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
     return compose(
         recipe,
         saved,
-        Examples(source, recipe, lambda words: partial(encode, words, recipe.data.max_tokens), check_question),
+        Examples(
+            source, recipe, lambda words: partial(question_tensors, words, recipe.data.max_tokens), check_question
+        ),
         AlbefForAnswering,
         lambda model, _: AnswerObjective(model, options.momentum, options.alpha > 0, options.official),
         None if validation is None else Questions(validation, answers, recipe.k_test),
@@ -62,7 +64,7 @@ class Questions:
         self.source, self.answers, self.k = source, answers, k
 
     def evaluate(self, model: AlbefForAnswering, processor: Processor) -> Figures:
-        return evaluate(model, processor, self.source, self.answers, self.k)[0]
+        return evaluate_questions(model, processor, self.source, self.answers, self.k)[0]
 
     def score(self, figures: Figures) -> float:
         return figures["ranked"]
@@ -71,7 +73,7 @@ class Questions:
         return f"accuracy ranked {figures['ranked']:.2f} %, generated {figures['generated']:.2f} %"
 
 
-def encode(processor: Processor, max_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
+def question_tensors(processor: Processor, max_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Questions and their answers as `AnswerObjective` takes them."""
     weighed = [answer_weights(example) for example in examples]
     answers = processor.answers([answer for own in weighed for answer in own])
@@ -116,7 +118,7 @@ def questions(processor: Processor, texts: Sequence[str], max_words: int, max_to
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_questions(
     model: AlbefForAnswering,
     processor: Processor,
     source: ExampleSource,

@@ -7,7 +7,7 @@ from albef.conversion import convert
 from albef.data.text import build_tokenizer
 from albef.models.albef import AlbefModel
 from albef.models.convert import convert_file, initial_model, read_checkpoint
-from albef.models.hub import load_training
+from albef.models.folders import load_training
 from albef.models.names import aliases, from_official, official_names, to_official
 from albef.models.start import load_model
 from albef.objectives.pretrain import PretrainObjective

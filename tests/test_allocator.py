@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from albef.engine import memory
+from albef.engine import allocator
 
 COUNT = """
 import resource, sys, torch
-from albef.engine.memory import keep_freed_memory
+from albef.engine.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def faults():
@@ -49,11 +49,11 @@ def test_trimming_alone_is_never_set(monkeypatch, limit, calls):
             made.append((which, value))
             return int(which == -1 or value <= limit)
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Library())
-    assert memory.keep_freed_memory() == (limit > 0)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: Library())
+    assert allocator.keep_freed_memory() == (limit > 0)
     assert made == calls
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed_memory()
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    assert not allocator.keep_freed_memory()
