@@ -38,9 +38,9 @@ MAY_IMPORT = {
     "results": ["data.records", "heat"],
     "heat": [],
     "recipes": ["models.config", "recipe"],
-    "tasks": ["engine.optim", "objectives", "data", "models", "metrics", "distributed", "recipe", "files"],
+    "tasks": ["engine.optim", "batches", "objectives", "data", "models", "metrics", "distributed", "recipe", "files"],
     "engine": ["data.broken", "models.legacy", "distributed", "recipe", "files"],
-    "objectives": ["models", "distributed"],
+    "objectives": ["batches", "models", "distributed"],
     "models": ["files"],
     "data": ["files"],
     "metrics": [],
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "recipe": ["models.config", "objectives.weights", "files"],
     "distributed": [],
     "errors": [],
+    "batches": ["models.layout", "objectives.pretrain"],  # for types alone
 }
 
 

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from albef import distributed
+from albef.batches import PairBatch
 from albef.models.albef import AlbefModel
 from albef.models.backbone import Backbone
 from albef.models.layout import PackedText
@@ -25,8 +26,6 @@ from albef.objectives.losses import (
 )
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 from albef.objectives.weights import Weights
-
-Batch = dict[str, Any]
 
 
 class Positives(NamedTuple):
@@ -129,7 +128,7 @@ class AlignObjective(nn.Module):
         self.teacher.update(self.model)
 
     def features(
-        self, model: AlbefModel, batch: Batch, words: PackedText, masked_ids: Tensor | None = None
+        self, model: AlbefModel, batch: PairBatch, words: PackedText, masked_ids: Tensor | None = None
     ) -> Features:
         """What `model`, the student or the teacher, says of a batch; masked texts follow the texts in one pass."""
         image, ids = model.encode_image(batch["pixel_values"]), batch["input_ids"]
@@ -139,7 +138,7 @@ class AlignObjective(nn.Module):
             text = model.encode_text(torch.cat([ids, masked_ids]), PackedText.join(words, words))
         return Features(image, text, model.project_image(image), model.project_text(words.first(text)))
 
-    def align(self, batch: Batch, found: Features, taught: Taught, alpha: float) -> Aligned:
+    def align(self, batch: PairBatch, found: Features, taught: Taught, alpha: float) -> Aligned:
         """ITC of the student's vectors against the teacher's and the queue's; `alpha` is the teacher's share."""
         alpha, factor = mixture(alpha, self.weights.itc, self.weights.itc_mod)
         aligned = align(batch, found, taught, self.queue, self.model.temp, alpha, self.positives)
@@ -165,13 +164,13 @@ class AlignObjective(nn.Module):
         self.queue.push(*aligned.fresh)
 
 
-def words_of(batch: Batch, model: Backbone) -> PackedText:
+def words_of(batch: PairBatch, model: Backbone) -> PackedText:
     """How the texts of a batch lie: as `words` says, or else from its mask."""
     return batch.get("words") or PackedText.of(batch["attention_mask"], model.device)
 
 
 def align(
-    batch: Batch,
+    batch: PairBatch,
     found: Features,
     taught: Taught,
     queue: FeatureQueue,

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from albef.batches import AnswerBatch
 from albef.models.answering import AlbefForAnswering
 from albef.models.layout import PackedText
-from albef.objectives.align import Batch
 from albef.objectives.momentum import MomentumTeacher
 
 
@@ -30,12 +30,12 @@ class AnswerObjective(nn.Module):
         self.model = model
         self.teacher = MomentumTeacher(model, momentum, dropout) if distill else None
 
-    def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
+    def forward(self, batch: AnswerBatch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets."""
         losses = self.answer_losses(batch, alpha)
         return {"answer": (batch["weights"] * losses).sum() / len(batch["input_ids"])}
 
-    def answer_losses(self, batch: Batch, alpha: float) -> Tensor:
+    def answer_losses(self, batch: AnswerBatch, alpha: float) -> Tensor:
         """Loss of every answer [A]: the sum over its words, `[SEP]` included."""
         asked = batch.get("asked") or words_asked(batch["answer_mask"], self.model.device)
         log_probabilities = next_word_logits(self.model, batch, asked).log_softmax(-1)  # [M, V]
@@ -57,7 +57,7 @@ def words_asked(answer_mask: Tensor, device: torch.device | None = None) -> Pack
     return PackedText.of(answer_mask[:, 1:], device)
 
 
-def next_word_logits(model: AlbefForAnswering, batch: Batch, asked: PackedText) -> Tensor:
+def next_word_logits(model: AlbefForAnswering, batch: AnswerBatch, asked: PackedText) -> Tensor:
     """Logits [M, V] of the words that are `asked` for."""
     mask, answer_of = batch["attention_mask"], batch["answer_of"]
     keys_values = model.decoder.keys_values(model.read(batch["pixel_values"], batch["input_ids"], mask))

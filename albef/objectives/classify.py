@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from albef.batches import LabelBatch, PairBatch
 from albef.errors import AlbefValueError
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
-from albef.objectives.align import Batch, words_of
+from albef.objectives.align import words_of
 from albef.objectives.losses import soft_cross_entropy
 from albef.objectives.momentum import MomentumTeacher
-
-INPUTS = ("pixel_values", "input_ids", "attention_mask")
 
 
 class ClassifyObjective(nn.Module):
@@ -35,9 +34,9 @@ class ClassifyObjective(nn.Module):
         self.model = model
         self.teacher = MomentumTeacher(model, momentum, dropout) if distill else None
 
-    def forward(self, batch: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    def forward(self, batch: LabelBatch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets."""
-        inputs, labels = [batch[name] for name in INPUTS], batch["labels"]
+        inputs, labels = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"]), batch["labels"]
         logits = self.model(*inputs).logits.float()
         if self.teacher is None:
             return {"classify": F.cross_entropy(logits, labels)}
@@ -63,7 +62,7 @@ class AssignObjective(nn.Module):
         self.model, self.official = model, official
         model.vision_proj.requires_grad_(False)  # nothing of it is learnt here
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: PairBatch) -> dict[str, Tensor]:
         model = self.model
         words = words_of(batch, model)
         tokens = model.encode_image(batch["pixel_values"])

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from albef.batches import PairBatch
 from albef.models.albef import AlbefModel
 from albef.models.layout import PackedText
 from albef.objectives.align import (
     Aligned,
     AlignObjective,
-    Batch,
     Features,
     Matched,
     Positives,
@@ -100,11 +100,11 @@ class PretrainObjective(AlignObjective):
         self.mlm_probability, self.mask_id, self.cls_id = mlm_probability, mask_id, cls_id
         self.itc, self.distill = itc, distill
 
-    def forward(self, batch: Batch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
+    def forward(self, batch: PairBatch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
         return self.step(batch, alpha, fuse).losses
 
-    def step(self, batch: Batch, alpha: float, fuse: bool = True) -> Step:
+    def step(self, batch: PairBatch, alpha: float, fuse: bool = True) -> Step:
         """The same, with all that lies inside."""
         words = words_of(batch, self.model)
         masked = (batch.get("masked") or self.mask(batch, self.model.device)) if fuse else None
@@ -130,7 +130,7 @@ class PretrainObjective(AlignObjective):
         self.end_step(aligned)
         return Step(found, taught, aligned, matched, filled, losses)
 
-    def teach(self, batch: Batch, words: PackedText, masked: Masked | None) -> Taught:
+    def teach(self, batch: PairBatch, words: PackedText, masked: Masked | None) -> Taught:
         """The teacher's vectors, and its logits at the masked words."""
         teacher: AlbefModel = self.teacher.model
         found = self.features(teacher, batch, words, masked.input_ids if masked else None)
@@ -159,7 +159,7 @@ class PretrainObjective(AlignObjective):
         losses = masked_word_losses(logits, masked.labels, taught.word_logits, alpha)
         return Filled(logits, losses if factor == 1 else losses * factor)
 
-    def mask(self, batch: Batch, device: torch.device) -> Masked:
+    def mask(self, batch: PairBatch, device: torch.device) -> Masked:
         """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""
         mask = batch["attention_mask"]
         masked_ids, labels = self.mask_words(batch["input_ids"], mask)

@@ -7,11 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from albef.batches import PairBatch
 from albef.models.albef import AlbefModel
 from albef.models.layout import PackedText
 from albef.objectives.align import (
     AlignObjective,
-    Batch,
     Features,
     Positives,
     Taught,
@@ -50,11 +50,11 @@ class RetrievalObjective(AlignObjective):
             model, queue_size, momentum, itm_negatives, positives, official, not official, hard_negatives, weights
         )
 
-    def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
+    def forward(self, batch: PairBatch, alpha: float) -> dict[str, Tensor]:
         """`alpha` in [0, 1] is the teacher's share of ITC's targets."""
         return self.step(batch, alpha).losses
 
-    def step(self, batch: Batch, alpha: float) -> Step:
+    def step(self, batch: PairBatch, alpha: float) -> Step:
         """The same, with all that lies inside."""
         words = words_of(batch, self.model)
         self.begin_step()
@@ -68,7 +68,7 @@ class RetrievalObjective(AlignObjective):
         losses = {"itc": aligned.losses.mean(), "itm": matched.losses.sum() / per_rank(matched.count)}
         return Step(found, taught, aligned, matched, None, losses)
 
-    def teach(self, batch: Batch, words: PackedText) -> Taught:
+    def teach(self, batch: PairBatch, words: PackedText) -> Taught:
         """The teacher's vectors."""
         found = self.features(self.teacher.model, batch, words)
         return Taught(found.z_image, found.z_text)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from albef.batches import Inputs, PairBatch
 from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.models.albef import AlbefModel
@@ -18,7 +19,7 @@ from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Recipe
 from albef.tasks import ranking
-from albef.tasks.task import Batch, Figures, Saved, Task, compose
+from albef.tasks.task import Figures, Saved, Task, compose
 from albef.tasks.training_data import Pairs, open_pairs
 
 
@@ -65,17 +66,17 @@ def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> 
     )
 
 
-def words_on_host(batch: Batch, device: torch.device) -> Batch:
+def words_on_host(batch: PairBatch) -> dict[str, Any]:
     """How the texts of a batch lie, told from their mask before it goes to the device."""
-    return {"words": PackedText.of(batch["attention_mask"], device)}
+    return {"words": PackedText.of(batch["attention_mask"])}
 
 
-def words_and_masks_on_host(objective: PretrainObjective, batch: Batch, device: torch.device) -> Batch:
+def words_and_masks_on_host(objective: PretrainObjective, batch: PairBatch) -> dict[str, Any]:
     """The words to be filled in as well."""
-    return words_on_host(batch, device) | {"masked": objective.mask(batch, device)}
+    return words_on_host(batch) | {"masked": objective.mask(batch, torch.device("cpu"))}
 
 
-def call_in_two_phases(objective: nn.Module, batch: Batch, alpha: float, fuse: bool) -> dict[str, Tensor]:
+def call_in_two_phases(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
     """Pre-training may align first and fuse later."""
     return objective(batch, alpha, fuse)
 

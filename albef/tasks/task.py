@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from albef import distributed
+from albef.batches import Inputs, moved
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import Broken, BrokenCounter
@@ -32,9 +33,8 @@ from albef.recipe import Recipe
 from albef.tasks.answers import write_answers
 from albef.tasks.begin import Saved, SavedTeacher, restore_teacher, say, start_model
 
-Batch = dict[str, Any]
 Figures = dict[str, Any]
-Collate = Callable[[Any], Batch]
+Collate = Callable[[Any], Any]
 M = TypeVar("M", bound=Backbone)
 Measured = TypeVar("Measured", bound=Backbone, contravariant=True)
 
@@ -46,7 +46,7 @@ class InSavedTeacher(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, pairs: Sequence[Pair]) -> Batch: ...
+    def batch(self, pairs: Sequence[Pair]) -> Any: ...
 
 
 class TrainingData(Protocol):
@@ -80,7 +80,7 @@ class EvaluationProtocol(Protocol[Measured]):
         """The main figures in one line."""
 
 
-def call_with_alpha(objective: nn.Module, batch: Batch, alpha: float, fuse: bool) -> dict[str, Tensor]:
+def call_with_alpha(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
     """How most objectives are called: they have no phase without fusion."""
     return objective(batch, alpha)
 
@@ -95,9 +95,9 @@ class Task(Generic[M]):
     processor: Processor
     objective: nn.Module
     protocol: EvaluationProtocol[M] | None
-    call: Callable[[nn.Module, Batch, float, bool], dict[str, Tensor]] = call_with_alpha
+    call: Callable[[nn.Module, Inputs, float, bool], dict[str, Tensor]] = call_with_alpha
     """How the objective is called with a batch, alpha, and whether to fuse in this step."""
-    on_host: Callable[[Batch, torch.device], Batch] | None = None
+    on_host: Callable[[Any], dict[str, Any]] | None = None
     """What is added to a batch while it still lies on the host: whatever would make the device wait."""
     flops: Callable[[Tensor, bool], float] | None = None
     """Operations of a step per pair, from the lengths of its texts and whether it fused."""
@@ -122,7 +122,7 @@ class Task(Generic[M]):
             warnings.warn(counter.report(), stacklevel=2)
         return cached
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int) -> Iterator[Any]:
         """Batches of this rank from step `start_step` on, without end."""
         recipe, data = self.recipe, self.recipe.data
         rank, world = distributed.rank(), distributed.world_size()
@@ -134,18 +134,19 @@ class Task(Generic[M]):
         dataset, collate = self.data.dataset(self.processor, transform)
         return iter(make_loader(dataset, order, collate, data.workers))
 
-    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+    def prepare(self, batch: Inputs, device: torch.device) -> Inputs:
         """Takes a batch to the device, augments images that were kept in memory (each of a pair by itself), and
         normalises them."""
         self.lengths = batch["attention_mask"].sum(1)
-        more = self.on_host(batch, device) if self.on_host else {}
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()} | more
+        more = self.on_host(batch) if self.on_host else {}
+        batch = moved(cast(Inputs, {**batch, **more}), device)
         pixels = batch["pixel_values"]
         flat = pixels.flatten(0, -4)
         flat = flat if self.cached is None else self.augment(flat)
-        return {**batch, "pixel_values": self.processor.normalise(flat).unflatten(0, pixels.shape[:-3])}
+        batch["pixel_values"] = self.processor.normalise(flat).unflatten(0, pixels.shape[:-3])
+        return batch
 
-    def losses(self, objective: nn.Module, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
+    def losses(self, objective: nn.Module, batch: Inputs, step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; `progress` is the share of the run that is done."""
         self.fused = progress >= self.recipe.objective.align_first
         return self.call(objective, batch, self.alpha(step), self.fused)

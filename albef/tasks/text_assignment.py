@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from albef.batches import Inputs
 from albef.models.classifier import AlbefForTextAssignment
 from albef.objectives.classify import AssignObjective
 from albef.recipe import Recipe
 from albef.tasks.begin import say
 from albef.tasks.pretrain import words_on_host
-from albef.tasks.task import Batch, Saved, Task, compose
+from albef.tasks.task import Saved, Task, compose
 from albef.tasks.training_data import Pairs, open_pairs
 
 
@@ -30,5 +31,5 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForTextAssignment]:
     )
 
 
-def without_teacher(objective: nn.Module, batch: Batch, alpha: float, fuse: bool) -> dict[str, Tensor]:
+def without_teacher(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
     return objective(batch)

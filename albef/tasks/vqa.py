@@ -53,7 +53,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
         lambda model, _: AnswerObjective(model, options.momentum, options.alpha > 0, options.official),
         None if validation is None else Questions(validation, answers, recipe.k_test),
         answers=answers,
-        on_host=lambda batch, device: {"asked": words_asked(batch["answer_mask"], device)},
+        on_host=lambda batch: {"asked": words_asked(batch["answer_mask"])},
     )
 
 
