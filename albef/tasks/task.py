@@ -39,7 +39,7 @@ M = TypeVar("M", bound=Backbone)
 Measured = TypeVar("Measured", bound=Backbone, contravariant=True)
 
 
-class InSavedTeacher(Protocol):
+class InMemory(Protocol):
     """Training data whose images were decoded once."""
 
     broken: Broken
@@ -60,7 +60,7 @@ class TrainingData(Protocol):
     def texts(self) -> Iterator[str]:
         """All texts, to learn a vocabulary from."""
 
-    def in_memory(self, processor: Processor) -> InSavedTeacher:
+    def in_memory(self, processor: Processor) -> InMemory:
         """The data with all images decoded: for small ones that are augmented a batch at a time."""
 
     def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[Dataset[Any], Collate]:
@@ -113,7 +113,7 @@ class Task(Generic[M]):
         self.lengths: Tensor | None = None  # of the last step's texts, on the host
         self.fused = True
 
-    def _decoded(self) -> InSavedTeacher:
+    def _decoded(self) -> InMemory:
         cached = self.data.in_memory(self.processor)
         counter = BrokenCounter(self.recipe.data.broken_limit)
         counter.add(cached.broken, len(cached))
