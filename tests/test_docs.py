@@ -77,3 +77,27 @@ def test_commands_are_understood(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def in_the_map() -> list[str]:
+    """Paths that CONTRIBUTING.md's map names; a folder ends with a slash."""
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    lines = text.partition("## The map")[2].split("```")[1].splitlines()
+    found, folders = [], [""]
+    for line in lines:
+        if named := re.match(r"([│├└─ ]*?)([\w./]+)(?: |$)", line):
+            depth = len(named[1]) // 4
+            found.append(folders[depth] + named[2])
+            folders = [*folders[: depth + 1], found[-1]]
+    return found
+
+
+def test_the_map_is_the_tree() -> None:
+    paths, root = in_the_map(), DOCS.parent
+    gone = [path for path in paths if not (root / path).exists()]
+    assert not gone and len(set(paths)) == len(paths), gone
+    folders = [root / name for name in ("albef", "albef_demo", "scripts")]
+    modules = [path.relative_to(root) for folder in folders for path in folder.rglob("*.py")]
+    described = [path.parent.as_posix() + "/" if path.name == "__init__.py" else path.as_posix() for path in modules]
+    missing = sorted(set(described) - set(paths))
+    assert not missing, f"give {missing} a line in CONTRIBUTING.md's map"
