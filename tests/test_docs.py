@@ -14,7 +14,10 @@ import pytest
 from albef import cli
 from albef.data.examples import open_examples
 from albef.data.sources import open_sources
-from tests import test_readme
+from albef.models.answering import AlbefForAnswering
+from albef.models.classifier import AlbefForClassification, AlbefForPairs
+from albef_demo.world import scene
+from tests import test_imports, test_pipeline, test_readme
 
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS, MIGRATE, LAVIS, FEATURES = (DOCS / f"{name}.md" for name in ("tasks", "migrate", "lavis", "features"))
@@ -39,8 +42,13 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_readme, "README", TASKS)
     test_readme.test_python_blocks_run(tmp_path, monkeypatch)
-    for block in blocks(TASKS, "py"):  # needs a run or a file of one's own
-        compile(block, TASKS.name, "exec")
+    saved = {"vqa": AlbefForAnswering, "entailment": AlbefForClassification, "nlvr2": AlbefForPairs}
+    for name, kind in saved.items():  # stand for the runs that the page has made
+        test_pipeline.save(tmp_path / f"runs/world-{name}/model", kind)
+    for name in ("left", "right"):
+        scene("test", 1).image().save(tmp_path / f"{name}.png")
+    for block in blocks(TASKS, "py"):
+        exec(compile(block, TASKS.name, "exec"), {})
 
 
 @pytest.mark.parametrize("page", [FEATURES, LAVIS], ids=lambda page: page.stem)
@@ -77,6 +85,16 @@ def test_commands_are_understood(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_order_of_imports_is_the_tables() -> None:
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text().partition("Imports point down only:")[2].split("```")[1]
+    lines = text.replace("\n    ", " ").strip().splitlines()
+    rows = dict(line.split(" → ") for line in lines[:-1])
+    found = {part: set(others.split(", ")) for part, others in rows.items()}
+    assert found == {part: set(others) for part, others in test_imports.MAY_IMPORT.items() if others}
+    leaves = {part for part, others in test_imports.MAY_IMPORT.items() if part and not others}
+    assert set(lines[-1].removeprefix("nothing: ").split(", ")) == leaves
 
 
 def in_the_map() -> list[str]:
