@@ -14,7 +14,10 @@ import pytest
 from albef import cli
 from albef.data.examples import open_examples
 from albef.data.sources import open_sources
-from tests import test_readme
+from albef.models.answering import AlbefForAnswering
+from albef.models.classifier import AlbefForClassification, AlbefForPairs
+from albef_demo.world import scene
+from tests import test_imports, test_pipeline, test_readme
 
 DOCS = Path(__file__).parents[1] / "docs"
 TASKS, MIGRATE, LAVIS, FEATURES = (DOCS / f"{name}.md" for name in ("tasks", "migrate", "lavis", "features"))
@@ -39,20 +42,25 @@ def commands(page: Path) -> Iterator[list[str]]:
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_readme, "README", TASKS)
     test_readme.test_python_blocks_run(tmp_path, monkeypatch)
-    for page in (TASKS, LAVIS):
-        for block in blocks(page, "py"):  # needs a run or a file of one's own
-            compile(block, page.name, "exec")
+    saved = {"vqa": AlbefForAnswering, "entailment": AlbefForClassification, "nlvr2": AlbefForPairs}
+    for name, kind in saved.items():  # stand for the runs that the page has made
+        test_pipeline.save(tmp_path / f"runs/world-{name}/model", kind)
+    for name in ("left", "right"):
+        scene("test", 1).image().save(tmp_path / f"{name}.png")
+    for block in blocks(TASKS, "py"):
+        exec(compile(block, TASKS.name, "exec"), {})
 
 
-def test_features_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's blocks go on from each other; tensors have the shapes that their comments give."""
+@pytest.mark.parametrize("page", [FEATURES, LAVIS], ids=lambda page: page.stem)
+def test_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's blocks go on from each other; tensors have the shapes that their comments give."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks(FEATURES, "python"):
-        exec(compile(block, FEATURES.name, "exec"), names)
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), names)
         for name, shape in re.findall(r"^ *(\w+) = .*# (\[[\d, ]+\])", block, re.M):
             assert list(names[name].shape) == json.loads(shape), name
-    assert names["states"].values.shape == names["fused"].values.shape and len(names["regions"]) == 3
+    assert names["states"].values.shape == names["fused"].values.shape
 
 
 def test_records_are_read(tmp_path: Path) -> None:
@@ -66,10 +74,10 @@ def test_records_are_read(tmp_path: Path) -> None:
     assert len(records) == 1 + len(KINDS)
 
 
-@pytest.mark.parametrize("page", [TASKS, MIGRATE, LAVIS, FEATURES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [test_readme.README, TASKS, MIGRATE, LAVIS, FEATURES], ids=lambda page: page.stem)
 def test_commands_are_understood(page: Path) -> None:
     for words in commands(page):
-        if "--resume" not in words:  # of a run that isn't here
+        if not {"--resume", "--help"} & set(words):  # of a run that isn't here; ends the program
             assert cli.parse(words), words
 
 
@@ -77,3 +85,37 @@ def test_commands_are_understood(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_order_of_imports_is_the_tables() -> None:
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text().partition("Imports point down only:")[2].split("```")[1]
+    lines = text.replace("\n    ", " ").strip().splitlines()
+    rows = dict(line.split(" → ") for line in lines[:-1])
+    found = {part: set(others.split(", ")) for part, others in rows.items()}
+    assert found == {part: set(others) for part, others in test_imports.MAY_IMPORT.items() if others}
+    leaves = {part for part, others in test_imports.MAY_IMPORT.items() if part and not others}
+    assert set(lines[-1].removeprefix("nothing: ").split(", ")) == leaves
+
+
+def in_the_map() -> list[str]:
+    """Paths that CONTRIBUTING.md's map names; a folder ends with a slash."""
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    lines = text.partition("## The map")[2].split("```")[1].splitlines()
+    found, folders = [], [""]
+    for line in lines:
+        if named := re.match(r"([│├└─ ]*?)([\w./]+)(?: |$)", line):
+            depth = len(named[1]) // 4
+            found.append(folders[depth] + named[2])
+            folders = [*folders[: depth + 1], found[-1]]
+    return found
+
+
+def test_the_map_is_the_tree() -> None:
+    paths, root = in_the_map(), DOCS.parent
+    gone = [path for path in paths if not (root / path).exists()]
+    assert not gone and len(set(paths)) == len(paths), gone
+    folders = [root / name for name in ("albef", "albef_demo", "scripts")]
+    modules = [path.relative_to(root) for folder in folders for path in folder.rglob("*.py")]
+    described = [path.parent.as_posix() + "/" if path.name == "__init__.py" else path.as_posix() for path in modules]
+    missing = sorted(set(described) - set(paths))
+    assert not missing, f"give {missing} a line in CONTRIBUTING.md's map"
