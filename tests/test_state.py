@@ -1,5 +1,6 @@
 """What is saved of a run: whole or passed over, by one process, and enough to go on exactly."""
 
+import errno
 import json
 import os
 import shutil
@@ -128,21 +129,22 @@ def stopping(step):
     return Stopping
 
 
-def test_a_failed_write_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch):
-    save, calls = torch.save, []
+@pytest.mark.parametrize("where", ["checkpoint", "checksum"])
+def test_a_full_disk_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch, where):
+    """As an OSError with the remedy, though torch.save makes a RuntimeError of it; and what was begun takes no room."""
+    owner, name = (checkpointer._Hashed, "write") if where == "checkpoint" else (checkpointer, "write_atomically")
+    write = getattr(owner, name)
 
-    def fail(state, file):
-        calls.append(1)
-        if len(calls) > 2:
-            file.write(b"half")
-            raise OSError("disk full")
-        save(state, file)
+    def fill(file, content):
+        if (tmp_path / "checkpoint-00000006.pt").exists() and not str(file).endswith((".tmp", ".json")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run(tmp_path)
+    monkeypatch.setattr(owner, name, fill)
+    with pytest.raises(OSError, match=r"checkpoint-00000009.*No space left on device.*Make room.*--resume"):
+        run(tmp_path, evaluate_steps=0)
     assert newest(tmp_path).name == "checkpoint-00000006.pt"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_saving_does_not_hold_up_the_steps(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from albef import distributed
 from albef.engine import legacy
 from albef.errors import AlbefRuntimeError, AlbefValueError
 from albef.files import sync_folder, write_atomically
+from albef.models.folders import save_pickled
 
 PATTERN, SUMS = "checkpoint*.pt", ".sha256"
 LOCK, HOLDER = "run.lock", "run.json"
@@ -89,7 +90,13 @@ class Checkpointer:
             writing.result()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        write_whole(path, state)
+        try:
+            write_whole(path, state)
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Make room, "
+                f"then go on with: albef train --resume {self.folder}"
+            ) from error
         self.kept = [*(kept for kept in self.kept if kept != path), path][-KEPT:]
         for old in set(self.folder.glob(PATTERN)) - set(self.kept):
             with contextlib.suppress(OSError):  # still mapped, on Windows
@@ -210,12 +217,16 @@ def write_whole(path: Path, state: dict[str, Any]) -> None:
     digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:
-        torch.save(state, cast(Any, _Hashed(file, digest)))
+        save_pickled(state, cast(BinaryIO, _Hashed(file, digest)))
 
     aside = path.with_name(f".{path.name}.tmp")
-    write_atomically(aside, content)
-    write_atomically(path.with_suffix(SUMS), f"{digest.hexdigest()}  {path.name}\n")
-    os.replace(aside, path)
+    try:
+        write_atomically(aside, content)
+        write_atomically(path.with_suffix(SUMS), f"{digest.hexdigest()}  {path.name}\n")
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # on a full disk nobody else finds room
+        raise
     sync_folder(path.parent)
 
 

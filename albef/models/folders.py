@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file
@@ -44,6 +44,14 @@ def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: 
 def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
     write_atomically(path, to_bytes(tensors, metadata={"format": "pt"}))
+
+
+def save_pickled(state: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, but a full disk is the OSError that it is: `torch.save` ends with a RuntimeError of its own then."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
