@@ -482,10 +482,12 @@ def _all_that_two_ranks_do(rank, folder):
     _gather(rank)
     with pytest.raises(RuntimeError, match="trains in this folder already"):
         run(folder / "held")
+    with pytest.raises(FileExistsError):
+        run(folder / "held" / "run.json")
 
 
 def test_two_ranks_stop_count_complain_and_refuse_together(tmp_path):
-    """A stop with a slow save; broken images of both; one rank's overflow; somebody else's folder."""
+    """A stop with a slow save; broken images of both; one rank's overflow; somebody else's folder; no folder."""
     with owned(tmp_path / "held"):
         two_ranks(_all_that_two_ranks_do, tmp_path)
     counted = lines(tmp_path / "broken")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from albef import distributed
 from albef.engine import legacy
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 from albef.files import sync_folder, write_atomically
 from albef.models.folders import save_pickled
 
@@ -49,18 +49,13 @@ class Checkpointer:
 
         The first rank says which one it is, and every rank maps that file: ranks of one host share its memory.
         """
-        path = distributed.from_first(_attempt(self._find) if distributed.rank() == 0 else None)
-        if isinstance(path, str):
-            raise AlbefValueError(path)
+        path = _by_first(lambda: newest(self.folder))
         if not all(distributed.gather_objects(path is None or path.is_file())):
             raise AlbefValueError(f"not every rank sees {path}; the run's folder must be shared by all")
         if path is None:
             return None
         self.kept, self.saved = [path], path.stem
         return read(path)
-
-    def _find(self) -> Path | None:
-        return newest(self.folder)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Has `state` written as `checkpoint-NAME.pt`, unless that was the last thing written or loaded.
@@ -110,14 +105,10 @@ class Checkpointer:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[Checkpointer]:
-    """Makes a run's folder and holds it. RuntimeError, on all ranks, that says who holds it if somebody else does."""
-    held = contextlib.ExitStack()
-    refusal = _attempt(lambda: held.enter_context(_lock(folder))) if distributed.rank() == 0 else None
-    refusal = distributed.from_first(refusal if isinstance(refusal, str) else None)
-    if refusal:
-        raise AlbefRuntimeError(refusal)
-    with held, contextlib.closing(Checkpointer(folder)) as checkpointer:
-        yield checkpointer
+    """Makes a run's folder and holds it for all ranks. RuntimeError that says who holds it if somebody else does."""
+    with contextlib.ExitStack() as held:
+        _by_first(lambda: held.enter_context(_lock(folder)))
+        yield held.enter_context(contextlib.closing(Checkpointer(folder)))
 
 
 @contextlib.contextmanager
@@ -150,12 +141,18 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
-def _attempt(act: Callable[[], Any]) -> Any:
-    """What `act` returns, or the message of its error: the other ranks must hear of it."""
-    try:
-        return act()
-    except (AlbefValueError, AlbefRuntimeError) as error:
-        return str(error)
+def _by_first(act: Callable[[], Any]) -> Any:
+    """What `act` returns on the first rank, or the error that it raises there, on all ranks."""
+    found = None
+    if distributed.rank() == 0:
+        try:
+            found = act()
+        except (AlbefError, OSError) as error:
+            found = error
+    found = distributed.from_first(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def newest(folder: Path) -> Path | None:

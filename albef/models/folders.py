@@ -47,11 +47,13 @@ def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> N
 
 
 def save_pickled(state: dict[str, Any], file: BinaryIO) -> None:
-    """`torch.save`, but a full disk is the OSError that it is: `torch.save` ends with a RuntimeError of its own then."""
+    """`torch.save`, with the OSError of a full disk, for which torch raises a RuntimeError of its own."""
     try:
         torch.save(state, file)
     except RuntimeError as error:
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
