@@ -75,7 +75,7 @@ def test_two_generations_are_kept_with_their_checksums(tmp_path):
     subprocess.run(["sha256sum", "--check", "--quiet", *tmp_path.glob("*.sha256")], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "no checksum", "cut checksum"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "no checksum", "cut checksum", "no text"])
 def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage):
     run(tmp_path / "whole")
     with pytest.raises(MemoryError):
@@ -88,7 +88,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage):
     elif damage == "flipped":
         path.write_bytes(content)
     else:
-        path.with_suffix(".sha256").write_text("" if damage == "cut checksum" else "x")
+        path.with_suffix(".sha256").write_bytes(b"" if damage == "cut checksum" else b"\xff")
         if damage == "no checksum":
             path.with_suffix(".sha256").unlink()
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged: .*goes on from checkpoint-00000006.pt"):
@@ -199,6 +199,15 @@ def test_a_second_process_says_who_trains_and_leaves(tmp_path):
     run(tmp_path)  # once it is free
 
 
+def test_what_a_run_below_is_writing_is_left_alone(tmp_path):
+    """`--out runs`, while runs/other trains."""
+    other = tmp_path / "other" / ".checkpoint-00000003.pt.tmp"
+    other.parent.mkdir()
+    other.write_bytes(b"half of it")
+    run(tmp_path, steps=1)
+    assert other.exists()
+
+
 def test_tasks_of_slurm_without_a_rank_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(RuntimeError, match="srun starts 8 tasks, none of which has a RANK"), distributed.session():
@@ -284,6 +293,22 @@ def test_a_task_is_made_from_what_was_saved(tmp_path):
         run(tmp_path, stopping(5))
     run(tmp_path, make)
     assert made == [{"answers": ["yes", "no"]}]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_run_does_not_hold_the_checkpoint_it_went_on_from(tmp_path):
+    """A file that is mapped takes room on the disk after it was deleted."""
+    mapped = []
+
+    class Looking(Toy):
+        def evaluate(self):
+            mapped.append("checkpoint-" in Path("/proc/self/maps").read_text())
+            return super().evaluate()
+
+    with pytest.raises(train.Interrupted):
+        run(tmp_path, stopping(5))
+    run(tmp_path, Looking)
+    assert mapped and not any(mapped)
 
 
 def test_the_optimiser_is_saved_by_names():

@@ -26,6 +26,7 @@ from albef.models.folders import save_pickled
 
 PATTERN, SUMS = "checkpoint*.pt", ".sha256"
 LOCK, HOLDER = "run.lock", "run.json"
+MODEL, BEST = "model", "best"
 KEPT = 2
 """Generations that are kept: when the newest turns out damaged, there is the one before."""
 
@@ -125,8 +126,9 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         write_atomically(folder / HOLDER, json.dumps(holder) + "\n")
-        for path in folder.rglob(".*.tmp"):  # what a process left that was killed while it wrote
-            path.unlink(missing_ok=True)
+        for place in (folder, folder / MODEL, folder / BEST):  # folders below may be other runs
+            for path in place.glob(".*.tmp"):  # what a process left that was killed while it wrote
+                path.unlink(missing_ok=True)
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -179,7 +181,7 @@ def damage(path: Path) -> str | None:
         return "its checksum is missing"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return None if sums.read_text().split()[:1] == [digest.hexdigest()] else "its checksum is another one"
+    return None if sums.read_bytes().split()[:1] == [digest.hexdigest().encode()] else "its checksum is another one"
 
 
 def _digest(file: BinaryIO) -> Any:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from albef import distributed
 from albef.data.broken import BrokenCounter
 from albef.engine.allocator import keep_freed_memory
-from albef.engine.checkpointer import PATTERN, Checkpointer, owned
+from albef.engine.checkpointer import BEST, MODEL, PATTERN, Checkpointer, owned
 from albef.engine.log import LOG, RunLog
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.engine.runtime import Runtime
@@ -29,7 +29,7 @@ from albef.errors import AlbefValueError
 from albef.files import write_atomically
 from albef.recipe import Recipe
 
-RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
+RECIPE, SCORE = "recipe.json", "score.json"
 
 
 class Task(Protocol):
@@ -89,15 +89,20 @@ def train(make_task: MakeTask, recipe: Recipe, folder: Path, device: torch.devic
     """
     runtime = Runtime.of(recipe, device)
     with owned(folder) as checkpointer, runtime.settings():
-        check_recipe(recipe, folder)
-        saved = checkpointer.load()
-        if saved is not None:
-            check_format(saved)
-        task = make_task(recipe, saved["task"] if saved else None)
-        run = _Run(task, recipe, checkpointer, runtime, saved)
+        run = _begin(make_task, recipe, checkpointer, runtime)
         with run.log, _stop_signals() as stop:
             run.learn(stop)
     return run.state.evaluation
+
+
+def _begin(make_task: MakeTask, recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime) -> _Run:
+    """The run at its start or where it was saved. Nothing holds the checkpoint's file any longer than this."""
+    check_recipe(recipe, checkpointer.folder)
+    saved = checkpointer.load()
+    if saved is not None:
+        check_format(saved)
+    task = make_task(recipe, saved["task"] if saved else None)
+    return _Run(task, recipe, checkpointer, runtime, saved)
 
 
 class _Run:
