@@ -32,10 +32,10 @@ KEPT = 2
 
 
 class Checkpointer:
-    """The checkpoints of one folder, for as long as the run that owns it lasts.
+    """The checkpoints of one folder, for as long as a run owns the folder.
 
-    The first rank writes, in a thread of its own, from a copy in the host's memory; `wait` ends when the file is on
-    the disk. Each is a file with its SHA-256 beside it, in the form that `sha256sum -c` reads.
+    The first rank writes them, in a thread of its own and from a copy in the host's memory. `wait` returns when the
+    file is on the disk. Beside each checkpoint lies its SHA-256, in the form that `sha256sum -c` reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,12 +71,12 @@ class Checkpointer:
         self.writing = self.writer.submit(self._write, self.folder / f"{stem}.pt", on_host(state))
 
     def wait(self) -> None:
-        """Until what was saved is on the disk, for all ranks."""
+        """Waits, on all ranks, until what was saved is on the disk; raises what the write ended with."""
         self._finish()
         distributed.wait()
 
     def raise_failure(self) -> None:
-        """Raises what a write that is over ended with, without waiting for one that is not."""
+        """Raises the error of a write that has ended with one. Never waits."""
         if self.writing is not None and self.writing.done():
             self._finish()
 
@@ -100,7 +100,7 @@ class Checkpointer:
                 old.with_suffix(SUMS).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets a write that goes on come to its end."""
+        """Waits for the end of a write, if there is one."""
         self.writer.shutdown()
 
 
@@ -179,16 +179,11 @@ def damage(path: Path) -> str | None:
         return _unreadable(path)
     if not sums.is_file():
         return "its checksum is missing"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return None if sums.read_bytes().split()[:1] == [digest.hexdigest().encode()] else "its checksum is another one"
-
-
-def _digest(file: BinaryIO) -> Any:
     digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return None if sums.read_bytes().split()[:1] == [digest.hexdigest().encode()] else "its checksum is another one"
 
 
 def _unreadable(path: Path) -> str | None:
@@ -200,19 +195,19 @@ def _unreadable(path: Path) -> str | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint in the form of today, its tensors mapped from the file."""
+    """A checkpoint of any version in today's form; its tensors are mapped from the file."""
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return legacy.upgraded(state, path.parent)
 
 
 def read_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a folder that nobody needs to hold: for a look at a run."""
+    """The newest whole checkpoint of a folder, for a look at a run that another process may own."""
     path = newest(folder)
     return read(path) if path else None
 
 
 def write_whole(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint and its checksum, which is there first: a crash leaves no checkpoint that lacks one."""
+    """Writes a checkpoint and its checksum. The checksum comes first, so that a crash leaves no checkpoint without."""
     digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:

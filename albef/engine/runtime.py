@@ -74,7 +74,7 @@ class Runtime:
         return peak and peak * 1e12 * self.ranks
 
     def __str__(self) -> str:
-        """`cpu in float32, for it does not compute in bfloat16`, as the run's first line has it."""
+        """`cpu in float32, the device does not compute in bfloat16`, as the run's first line says it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         times = f"{self.ranks} x " if self.ranks > 1 else ""
         lacks = "" if computes_in_bfloat16(self.device) else ", the device does not compute in bfloat16"

@@ -95,11 +95,6 @@ def check_format(state: dict[str, Any]) -> None:
         )
 
 
-def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two fingerprints differs, by its name."""
-    return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
-
-
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
     """What an optimiser remembers of each parameter of `module`, by its name."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
@@ -113,8 +108,7 @@ def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, st
     if unknown := sorted(state.keys() - set(own)):
         raise AlbefValueError(
             f"the checkpoint's optimiser has {len(unknown)} parameters that the model lacks "
-            f"({', '.join(unknown[:5])}); "
-            "go on with the version of albef that wrote it"
+            f"({', '.join(unknown[:5])}); go on with the version of albef that wrote it"
         )
     # cloned, since on a CPU the optimiser would otherwise keep what is mapped from the file
     numbered = {
