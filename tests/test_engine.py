@@ -322,6 +322,7 @@ def test_unknown_fields_of_a_recipe_file(world, tmp_path, path, said):
         ({"batch_size": 64.5}, "batch_size is 64.5, but must be a whole number"),
         ({"steps": "100"}, "steps is '100', but must be a whole number"),
         ({"model": {"vision_layers": "12"}}, "model.vision_layers is '12', but must be a whole number"),
+        ({"model": {"image_size": 384}}, "model.image_size is 384, but must be a list of 2"),
         ({"optim": {"betas": [2, 3]}}, r"optim.betas is \(2, 3\), but must be a list of 2"),
         ({"optim": 3}, "optim is 3, but must be an object"),
         ({"format": 2}, "has format 2, this version reads up to 1; update albef"),
