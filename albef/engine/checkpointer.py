@@ -22,7 +22,6 @@ from albef import distributed
 from albef.engine import legacy
 from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 from albef.files import sync_folder, write_atomically
-from albef.models.folders import save_pickled
 
 PATTERN, SUMS = "checkpoint*.pt", ".sha256"
 LOCK, HOLDER = "run.lock", "run.json"
@@ -211,7 +210,7 @@ def write_whole(path: Path, state: dict[str, Any]) -> None:
     digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:
-        save_pickled(state, cast(BinaryIO, _Hashed(file, digest)))
+        torch.save(state, cast(Any, _Hashed(file, digest)))
 
     aside = path.with_name(f".{path.name}.tmp")
     try:

@@ -171,7 +171,7 @@ def write_official(read: Checkpoint, source: str | Path, file: Path, half: bool 
     if half:
         state = {name: one.half() if one.is_floating_point() else one for name, one in state.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda opened: folders.save_pickled({"model": state}, opened))
+    write_atomically(file, lambda opened: torch.save({"model": state}, opened))
     taught = read.teacher is None and not slim and any(_is_twin(name) for name in state)
     return "\n".join(
         [

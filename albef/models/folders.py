@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -44,16 +44,6 @@ def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: 
 def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
     write_atomically(path, to_bytes(tensors, metadata={"format": "pt"}))
-
-
-def save_pickled(state: dict[str, Any], file: BinaryIO) -> None:
-    """`torch.save`, with the OSError of a full disk, for which torch raises a RuntimeError of its own."""
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
