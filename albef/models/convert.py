@@ -1,6 +1,6 @@
-"""Published files (ALBEF's, DeiT's, BERT's) as models of ours, and models of ours as files of the original (spec §6).
+"""Reads published files (ALBEF's, DeiT's, BERT's) and folders of ours; writes folders and official files (spec §6).
 
-Whatever a file lacks, or has that the table of `names.py` doesn't know, is an error.
+A tensor that a file lacks, or that the table of `names.py` doesn't know, is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MARKS: dict[str, Architecture] = {
     "ta_head.": AlbefForTextAssignment,
     "cls_head.": AlbefForClassification,
 }
-"""Names that only one model has begin so; entailment and NLVR2 differ in the number of classes."""
+"""Names that only one model has begin so. Entailment and NLVR2 differ by the number of classes alone."""
 
 _UNREAD = {"idx_queue": "the ids of another data set"}
 _UNLEARNT = dict.fromkeys(("temp", "text_proj.weight", "text_proj.bias"), "which text assignment never learns")
@@ -54,7 +54,7 @@ _NOT_TAUGHT = ("temp", "itm_head.weight", "itm_head.bias")  # the original's tea
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file under our names; `notes` tell in words what was dropped, added or changed on the way."""
+    """A published file or a folder of ours, under our names. `notes` say what was dropped, added or changed."""
 
     architecture: Architecture
     config: AlbefConfig
@@ -64,7 +64,7 @@ class Checkpoint:
     """What `FeatureQueue.load_state_dict` takes; the ids of what it holds are unknown (-100)."""
     notes: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    """Of the classes, in the order of their logits, where there is a head for them."""
+    """Names of the classes in the order of their logits; empty for a model without classes."""
 
 
 def read_checkpoint(
@@ -75,8 +75,9 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Reads a `.pth` file of the official code: pre-training or any of its fine-tunings (spec §6.2).
 
-    Which model it holds is told from its names, sizes from its tensors. Heads leave no trace: they are 64 wide, as in
-    the paper, unless given. `image_size` (pixels) resizes the position grid, which the file must have square.
+    Names say which model the file holds, and tensors say its sizes. They don't say the number of attention heads:
+    unless given, heads are 64 wide, as in the paper. `image_size` (pixels) resizes the position grid, which must be
+    square in the file.
 
     FileNotFoundError without such a file, ValueError if it isn't an intact checkpoint of one of these models.
     """
@@ -286,7 +287,7 @@ def _unwrap(content: Any, path: str | Path) -> tuple[dict[str, Tensor], list[str
 
 
 def _take_queue(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor] | None:
-    """Moves the queues out of `state`: official columns become our rows."""
+    """Takes the queues out of `state`. Their columns become rows, as ours are."""
     taken = {name: state.pop(name) for name in ("image_queue", "text_queue", "queue_ptr") if name in state}
     if not taken:
         return None

@@ -1,8 +1,8 @@
 """Official names and ours: one strict table for every published model, read in both directions (spec §6.3).
 
 A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the key and
-value by which a fusion layer reads the image (the decoder's: the question). What the table leaves out is called
-the same on both sides.
+value by which a fusion layer reads the image (in the decoder: the question). A name that the table leaves out is the
+same on both sides.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def from_bert(state: State, config: AlbefConfig, source: str = "the BERT file") 
 
 
 def _text(config: AlbefConfig, architecture: Architecture) -> str:
-    """Where BERT stands: a level lower if it has an MLM head above it."""
+    """The official prefix of BERT, which is `text_encoder.bert.` in models with an MLM head."""
     return BERT if architecture is AlbefModel and config.mlm_head else TEXT
 
 
@@ -249,7 +249,7 @@ def _position_ids(config: AlbefConfig, architecture: Architecture) -> list[str]:
 
 
 def _without_copies(state: State, config: AlbefConfig, architecture: Architecture, source: str) -> dict[str, Tensor]:
-    """Leaves out what can be told from the rest, once it is seen to agree."""
+    """Leaves out second copies and position ids. ValueError if they disagree with the rest."""
     rest = dict(state)
     for alias, name in aliases(config, architecture).items():
         if alias in rest and name in rest and not rest.pop(alias).equal(rest[name]):
@@ -266,7 +266,7 @@ def rank(state: State, name: str) -> int | None:
 
 
 def square_grid(state: State, source: str) -> tuple[int, int]:
-    """The patch grid of a file, which leaves only the number of patches."""
+    """The patch grid of a file, (rows, columns). A file has only their number, so it must be square."""
     if rank(state, POSITIONS) != 3:
         raise AlbefValueError(f"{source}: expected {POSITIONS} of shape [1, 1 + patches, width]")
     patches = state[POSITIONS].shape[1] - 1
