@@ -23,6 +23,9 @@ M = TypeVar("M", bound="Backbone")
 class Backbone(nn.Module):
     """The unimodal encoders (paper §3.1). `options` of a model are what it needs besides the sizes."""
 
+    labels: tuple[str, ...] = ()
+    """Names of the classes in the order of their logits, for a model that has classes."""
+
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.config = config
@@ -39,7 +42,7 @@ class Backbone(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """What the constructor takes besides the sizes; saved in `config.json`."""
-        return {}
+        return {"labels": list(self.labels)} if self.labels else {}
 
     @property
     def device(self) -> torch.device:

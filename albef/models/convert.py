@@ -100,8 +100,8 @@ def read_checkpoint(
         fit_positions(part, config, wanted)
     notes += resized(config, wanted)
     with torch.device("meta"):
-        labels = architecture(config).options().get("labels", ())
-    return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), tuple(labels))
+        labels = architecture(config).labels
+    return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), labels)
 
 
 def read_folder(folder: str | Path, image_size: ImageSize | None = None) -> Checkpoint:
@@ -110,8 +110,8 @@ def read_folder(folder: str | Path, image_size: ImageSize | None = None) -> Chec
     teacher, queue = folders.load_training(folder)
     if teacher:
         fit_positions(teacher, saved, model.config)
-    notes, labels = tuple(resized(saved, model.config)), tuple(model.options().get("labels", ()))
-    return Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, labels)
+    notes = tuple(resized(saved, model.config))
+    return Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, model.labels)
 
 
 def check_vocabulary(config: AlbefConfig, vocabulary: Collection[str], path: str | Path) -> None:

@@ -92,7 +92,7 @@ def load_start(
     values, state = folders.load(folder)
     teacher, queue = folders.load_training(folder)
     config, notes = AlbefConfig.from_dict(values), []
-    theirs, ours = values.get("labels"), model.options().get("labels")
+    theirs, ours = tuple(values.get("labels", ())), model.labels
     if theirs and ours and theirs != ours:
         notes = [f"dropped: cls_head, whose labels are {', '.join(theirs)} instead of {', '.join(ours)}"]
         state, teacher = _without_head(state), teacher and _without_head(teacher)
