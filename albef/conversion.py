@@ -12,9 +12,17 @@ from albef.data.processor import Processor
 from albef.data.text import load_tokenizer
 from albef.errors import AlbefValueError
 from albef.files import ANSWERS
-from albef.models import convert as published
 from albef.models import folders
 from albef.models.config import preset
+from albef.models.convert import (
+    check_vocabulary,
+    initial_model,
+    read_checkpoint,
+    read_folder,
+    starting_config,
+    write_folder,
+    write_official,
+)
 
 ImageSize = int | tuple[int, int]
 
@@ -48,20 +56,25 @@ def convert(
     """
     _check_arguments(checkpoint, out, deit, bert, to_official)
     if to_official is not None:
-        return published.write_official(str(checkpoint), to_official, image_size, half, slim)
+        assert checkpoint is not None  # checked above
+        return write_official(read_folder(checkpoint, image_size), checkpoint, to_official, half, slim)
     assert out is not None  # checked above
     if checkpoint is not None and checkpoint.is_dir():
-        report = _from_folder(checkpoint, out, image_size, half, slim)
+        processor = Processor.from_pretrained(checkpoint)
+        report = write_folder(read_folder(checkpoint, image_size), checkpoint, out, half, slim)
+        if (checkpoint / ANSWERS).is_file() and checkpoint.resolve() != out.resolve():
+            shutil.copyfile(checkpoint / ANSWERS, out / ANSWERS)
     else:
         processor = Processor(load_tokenizer(str(vocabulary or "bert")), preset("base").image_size)
         words = processor.tokenizer.get_vocab()
         if checkpoint is not None:
-            report = published.convert_file(
-                checkpoint, out, words, image_size, vision_heads, text_heads, half=half, slim=slim
-            )
+            read = read_checkpoint(checkpoint, image_size, vision_heads, text_heads)
+            check_vocabulary(read.config, words, checkpoint)
+            report = write_folder(read, checkpoint, out, half, slim)
         else:
             report = _start(deit, bert, out, words, image_size, vision_heads, text_heads, half)
-        _save_processor(processor, out)
+    processor.image_size = tuple(folders.load_config(out)["image_size"])
+    processor.save_pretrained(out)
     return f"{report}\nsaved in {out}"
 
 
@@ -83,16 +96,6 @@ def _check_arguments(
         raise AlbefValueError(f"--to-official {to_official}: is a folder; name a file in it, such as model.pth")
 
 
-def _from_folder(folder: Path, out: Path, image_size: ImageSize | None, half: bool, slim: bool) -> str:
-    """A saved model of ours anew, with its words and, if it answers, its answers."""
-    processor = Processor.from_pretrained(folder)
-    report = published.convert_folder(folder, out, image_size, half, slim)
-    if (folder / ANSWERS).is_file() and folder.resolve() != out.resolve():
-        shutil.copyfile(folder / ANSWERS, out / ANSWERS)
-    _save_processor(processor, out)
-    return report
-
-
 def _start(
     deit: Path | None,
     bert: Path | None,
@@ -105,12 +108,12 @@ def _start(
 ) -> str:
     """What a pre-training starts from; without a file of BERT the model takes its size from the vocabulary."""
     base = preset("base") if image_size is None else preset("base").at_size(image_size)
-    config = published.starting_config(base, deit, bert, vision_heads, text_heads)
+    config = starting_config(base, deit, bert, vision_heads, text_heads)
     if bert is None:
         config = replace(config, vocab_size=len(words))
     else:
-        published.check_vocabulary(config, words, bert)
-    model = published.initial_model(config, deit, bert)
+        check_vocabulary(config, words, bert)
+    model = initial_model(config, deit, bert)
     model.save_pretrained(out, torch.float16 if half else None)
     folders.save_training(out, None, None)
     files = " and ".join(str(file) for file in (deit, bert) if file)
@@ -118,9 +121,3 @@ def _start(
         f"start of a pre-training from {files}: {config.vision_layers} image, {config.text_layers} text and "
         f"{config.fusion_layers} fusion layers, {config.vocab_size} words"
     )
-
-
-def _save_processor(processor: Processor, out: Path) -> None:
-    height, width = folders.load_config(out)["image_size"]
-    processor.image_size = height, width
-    processor.save_pretrained(out)

@@ -31,24 +31,21 @@ def world_size() -> int:
 
 
 def ranks_of_this_host() -> int:
-    """As torchrun says."""
+    """How many of the ranks run on this host, by torchrun's variable."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if active() else 1
 
 
 def own_device() -> torch.device:
-    """The accelerator of this process (CUDA, XPU or Apple's MPS), or else the CPU; of several, the one of its rank."""
+    """The accelerator of this process (CUDA, XPU or Apple's MPS), of several the one of its rank; otherwise the CPU."""
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if kind is None or (kind.type == "mps" and _ranks_to_start() > 1):  # no collectives between MPS devices
+    ranks = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    if kind is None or (kind.type == "mps" and ranks > 1):  # there are no collectives between MPS devices
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", 0))
     count = torch.accelerator.device_count()
     if local >= count:
         raise AlbefRuntimeError(f"rank {local} of this host has no device, there are {count}; lower --nproc-per-node")
     return torch.device(kind.type, local)
-
-
-def _ranks_to_start() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 @contextmanager
@@ -110,7 +107,7 @@ def highest(values: list[float], device: torch.device) -> list[float]:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Waits until all ranks have called this."""
     if active():
         dist.barrier()
 

@@ -113,10 +113,15 @@ def write_atomically(path: str | Path, content: bytes | str | Callable[[BinaryIO
 
 
 def _write(file: BinaryIO, content: bytes | str | Callable[[BinaryIO], object]) -> None:
-    if callable(content):
-        content(file)
-    else:
+    if not callable(content):
         file.write(content.encode() if isinstance(content, str) else content)
+        return
+    try:
+        content(file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # of a full disk, which torch.save hides behind an error of its own
+            raise error.__context__ from None
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -242,6 +242,8 @@ def _read(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> 
             value = _read(part, value, source, f"{prefix}{name}.")  # type: ignore[arg-type]
         built[name] = tuple(value) if isinstance(value, list) else value
     try:
+        for name, value in built.items():  # before `kind` computes with them
+            _check(value, _hints(kind)[name], prefix + name)
         return kind(**built)
     except AlbefValueError as error:
         raise error if str(error).startswith(source) else AlbefValueError(f"{source}: {error}") from error
@@ -250,12 +252,13 @@ def _read(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> 
 def _check_values(owner: Any, prefix: str = "") -> None:
     """ValueError for a field whose value is not of its type, or out of the range that stands beside the field."""
     kind: Any = type(owner)
-    hints = _hints(kind)
-    for name in hints:
-        value = getattr(owner, name)
-        hint: Any = hints[name]
-        if not (type(value) is hint if is_dataclass(hint) else _fits(value, hint)):
-            raise AlbefValueError(f"{prefix}{name} is {value!r}, but must be {_rule(hint, value)}")
+    for name, hint in _hints(kind).items():
+        _check(getattr(owner, name), hint, prefix + name)
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    if not (type(value) is hint if is_dataclass(hint) else _fits(value, hint)):
+        raise AlbefValueError(f"{name} is {value!r}, but must be {_rule(hint, value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -277,10 +280,8 @@ def _rule(hint: Any, value: Any = None) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if origin is Annotated:
-        meta, kind = (
-            parts[1],
-            "" if isinstance(value, (int, float)) and _fits(value, parts[0]) else f"{_rule(parts[0])} ",
-        )
+        meta = parts[1]
+        kind = "" if isinstance(value, (int, float)) and _fits(value, parts[0]) else f"{_rule(parts[0])} "
         return f"{kind}at least {meta.ge}" if meta.le is None else f"{kind}between {meta.ge} and {meta.le}"
     if origin is tuple:
         length = "" if Ellipsis in parts else f" of {len(parts)}"

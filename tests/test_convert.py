@@ -12,7 +12,7 @@ from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
 from albef.models.config import AlbefConfig
-from albef.models.convert import convert_file, convert_folder, initial_model, read_checkpoint
+from albef.models.convert import check_vocabulary, initial_model, read_checkpoint, read_folder, write_folder
 from albef.models.folders import load_training, save_training
 from albef.models.names import ARCHITECTURES, aliases, from_official, official_names, to_official
 from albef.models.start import load_model
@@ -236,9 +236,9 @@ def test_copies_may_be_absent(tmp_path):
 @pytest.mark.parametrize("kind", ARCHITECTURES.values())
 def test_folder_of_every_model(kind, tmp_path):
     write(tmp_path / "some.pth", kind, teacher=kind is not AlbefForTextAssignment)
-    report = convert_file(tmp_path / "some.pth", tmp_path / "out", image_size=(16, 40))
+    read = read_checkpoint(tmp_path / "some.pth", (16, 40))
+    report, model = write_folder(read, tmp_path / "some.pth", tmp_path / "out"), load_model(tmp_path / "out")
     assert kind.__name__ in report and "positions resized from 3 x 3 to 2 x 5" in report
-    read, model = read_checkpoint(tmp_path / "some.pth", (16, 40)), load_model(tmp_path / "out")
     assert type(model) is kind and model.config == read.config
     assert all(tensor.equal(read.model[name]) for name, tensor in model.state_dict().items())
     teacher, queue = load_training(tmp_path / "out")
@@ -248,7 +248,7 @@ def test_folder_of_every_model(kind, tmp_path):
 
 def test_what_training_goes_on_from_is_kept_or_left_out(saved, tmp_path, official):
     path, out = saved(twins(official)), tmp_path / "out"
-    report = convert_file(path, out, half=True)
+    report = write_folder(read_checkpoint(path), path, out, half=True)
     assert "queues of 6 features" in report and "training.safetensors (teacher and queues)" in report
     teacher, queue = load_training(out)
     assert teacher is not None and all(tensor.dtype == torch.float32 for tensor in teacher.values())
@@ -256,7 +256,7 @@ def test_what_training_goes_on_from_is_kept_or_left_out(saved, tmp_path, officia
     assert queue["image_id"].dtype == torch.int64 and int(queue["image_id"].max()) == -100
     sizes = [(out / file).stat().st_size for file in ("model.safetensors", "training.safetensors")]
     assert sizes[0] < 0.7 * sizes[1] and "in half precision" in report
-    assert "left out: teacher and queues" in convert_file(path, out, slim=True)
+    assert "left out: teacher and queues" in write_folder(read_checkpoint(path), path, out, slim=True)
     assert load_training(out) == (None, None) and not (out / "training.safetensors").exists()
 
 
@@ -264,12 +264,12 @@ def test_saved_folder_of_ours_is_converted(tmp_path):
     model = AlbefForPairs(TUNED, labels=("no", "yes"))
     model.save_pretrained(tmp_path / "saved")
     save_training(tmp_path / "saved", dict(model.state_dict()), None)
-    report = convert_folder(tmp_path / "saved", tmp_path / "out", image_size=32, half=True)
+    report = write_folder(read_folder(tmp_path / "saved", 32), tmp_path / "saved", tmp_path / "out", half=True)
     assert "AlbefForPairs" in report and "labels: no, yes" in report and "resized from 3 x 3 to 4 x 4" in report
     again, (teacher, _) = load_model(tmp_path / "out"), load_training(tmp_path / "out")
     assert again.options() == model.options() and again.config == TUNED.at_size(32)
     assert teacher is not None and teacher["visual_encoder.pos_embed"].shape == (1, 17, 64)
-    convert_folder(tmp_path / "out", tmp_path / "out", slim=True)
+    write_folder(read_folder(tmp_path / "out"), tmp_path / "out", tmp_path / "out", slim=True)
     assert load_training(tmp_path / "out") == (None, None)
 
 
@@ -337,10 +337,9 @@ def test_missing_file(tmp_path):
             read_checkpoint(path)
 
 
-def test_vocabulary_of_another_size(saved, tmp_path):
+def test_vocabulary_of_another_size(saved):
     with pytest.raises(ValueError, match="knows 50 words, but the vocabulary has 2"):
-        convert_file(saved(), tmp_path / "out", vocabulary=["a", "b"])
-    assert not (tmp_path / "out").exists()
+        check_vocabulary(read_checkpoint(saved()).config, ["a", "b"], "some.pth")
 
 
 def test_objective_of_other_sizes(saved, model):

@@ -1,5 +1,6 @@
 """What is saved of a run: whole or passed over, by one process, and enough to go on exactly."""
 
+import errno
 import json
 import os
 import shutil
@@ -74,7 +75,7 @@ def test_two_generations_are_kept_with_their_checksums(tmp_path):
     subprocess.run(["sha256sum", "--check", "--quiet", *tmp_path.glob("*.sha256")], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "no checksum", "cut checksum"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "no checksum", "cut checksum", "no text"])
 def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage):
     run(tmp_path / "whole")
     with pytest.raises(MemoryError):
@@ -87,7 +88,7 @@ def test_a_torn_checkpoint_is_named_and_passed_over(tmp_path, damage):
     elif damage == "flipped":
         path.write_bytes(content)
     else:
-        path.with_suffix(".sha256").write_text("" if damage == "cut checksum" else "x")
+        path.with_suffix(".sha256").write_bytes(b"" if damage == "cut checksum" else b"\xff")
         if damage == "no checksum":
             path.with_suffix(".sha256").unlink()
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged: .*goes on from checkpoint-00000006.pt"):
@@ -128,21 +129,22 @@ def stopping(step):
     return Stopping
 
 
-def test_a_failed_write_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch):
-    save, calls = torch.save, []
+@pytest.mark.parametrize("where", ["checkpoint", "checksum"])
+def test_a_full_disk_surfaces_and_leaves_the_one_before(tmp_path, monkeypatch, where):
+    """As an OSError with the remedy, though torch.save makes a RuntimeError of it; and what was begun takes no room."""
+    owner, name = (checkpointer._Hashed, "write") if where == "checkpoint" else (checkpointer, "write_atomically")
+    write = getattr(owner, name)
 
-    def fail(state, file):
-        calls.append(1)
-        if len(calls) > 2:
-            file.write(b"half")
-            raise OSError("disk full")
-        save(state, file)
+    def fill(file, content):
+        if (tmp_path / "checkpoint-00000006.pt").exists() and not str(file).endswith((".tmp", ".json")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        run(tmp_path)
+    monkeypatch.setattr(owner, name, fill)
+    with pytest.raises(OSError, match=r"checkpoint-00000009.*No space left on device.*Make room.*--resume"):
+        run(tmp_path, evaluate_steps=0)
     assert newest(tmp_path).name == "checkpoint-00000006.pt"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_saving_does_not_hold_up_the_steps(tmp_path, monkeypatch):
@@ -195,6 +197,15 @@ def test_a_second_process_says_who_trains_and_leaves(tmp_path):
     assert done.returncode == 1 and f"process {os.getpid()} on " in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("*.pt"))
     run(tmp_path)  # once it is free
+
+
+def test_what_a_run_below_is_writing_is_left_alone(tmp_path):
+    """`--out runs`, while runs/other trains."""
+    other = tmp_path / "other" / ".checkpoint-00000003.pt.tmp"
+    other.parent.mkdir()
+    other.write_bytes(b"half of it")
+    run(tmp_path, steps=1)
+    assert other.exists()
 
 
 def test_tasks_of_slurm_without_a_rank_are_refused(monkeypatch):
@@ -282,6 +293,22 @@ def test_a_task_is_made_from_what_was_saved(tmp_path):
         run(tmp_path, stopping(5))
     run(tmp_path, make)
     assert made == [{"answers": ["yes", "no"]}]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_a_run_does_not_hold_the_checkpoint_it_went_on_from(tmp_path):
+    """A file that is mapped takes room on the disk after it was deleted."""
+    mapped = []
+
+    class Looking(Toy):
+        def evaluate(self):
+            mapped.append("checkpoint-" in Path("/proc/self/maps").read_text())
+            return super().evaluate()
+
+    with pytest.raises(train.Interrupted):
+        run(tmp_path, stopping(5))
+    run(tmp_path, Looking)
+    assert mapped and not any(mapped)
 
 
 def test_the_optimiser_is_saved_by_names():
@@ -480,10 +507,12 @@ def _all_that_two_ranks_do(rank, folder):
     _gather(rank)
     with pytest.raises(RuntimeError, match="trains in this folder already"):
         run(folder / "held")
+    with pytest.raises(FileExistsError):
+        run(folder / "held" / "run.json")
 
 
 def test_two_ranks_stop_count_complain_and_refuse_together(tmp_path):
-    """A stop with a slow save; broken images of both; one rank's overflow; somebody else's folder."""
+    """A stop with a slow save; broken images of both; one rank's overflow; somebody else's folder; no folder."""
     with owned(tmp_path / "held"):
         two_ranks(_all_that_two_ranks_do, tmp_path)
     counted = lines(tmp_path / "broken")

@@ -20,20 +20,21 @@ from torch import Tensor
 
 from albef import distributed
 from albef.engine import legacy
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 from albef.files import sync_folder, write_atomically
 
 PATTERN, SUMS = "checkpoint*.pt", ".sha256"
 LOCK, HOLDER = "run.lock", "run.json"
+MODEL, BEST = "model", "best"
 KEPT = 2
 """Generations that are kept: when the newest turns out damaged, there is the one before."""
 
 
 class Checkpointer:
-    """The checkpoints of one folder, for as long as the run that owns it lasts.
+    """The checkpoints of one folder, for as long as a run owns the folder.
 
-    The first rank writes, in a thread of its own, from a copy in the host's memory; `wait` ends when the file is on
-    the disk. Each is a file with its SHA-256 beside it, in the form that `sha256sum -c` reads.
+    The first rank writes them, in a thread of its own and from a copy in the host's memory. `wait` returns when the
+    file is on the disk. Beside each checkpoint lies its SHA-256, in the form that `sha256sum -c` reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,18 +49,13 @@ class Checkpointer:
 
         The first rank says which one it is, and every rank maps that file: ranks of one host share its memory.
         """
-        path = distributed.from_first(_attempt(self._find) if distributed.rank() == 0 else None)
-        if isinstance(path, str):
-            raise AlbefValueError(path)
+        path = _by_first(lambda: newest(self.folder))
         if not all(distributed.gather_objects(path is None or path.is_file())):
             raise AlbefValueError(f"not every rank sees {path}; the run's folder must be shared by all")
         if path is None:
             return None
         self.kept, self.saved = [path], path.stem
         return read(path)
-
-    def _find(self) -> Path | None:
-        return newest(self.folder)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Has `state` written as `checkpoint-NAME.pt`, unless that was the last thing written or loaded.
@@ -74,12 +70,12 @@ class Checkpointer:
         self.writing = self.writer.submit(self._write, self.folder / f"{stem}.pt", on_host(state))
 
     def wait(self) -> None:
-        """Until what was saved is on the disk, for all ranks."""
+        """Waits, on all ranks, until what was saved is on the disk; raises what the write ended with."""
         self._finish()
         distributed.wait()
 
     def raise_failure(self) -> None:
-        """Raises what a write that is over ended with, without waiting for one that is not."""
+        """Raises the error of a write that has ended with one. Never waits."""
         if self.writing is not None and self.writing.done():
             self._finish()
 
@@ -89,7 +85,13 @@ class Checkpointer:
             writing.result()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        write_whole(path, state)
+        try:
+            write_whole(path, state)
+        except OSError as error:
+            raise OSError(
+                f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Make room, "
+                f"then go on with: albef train --resume {self.folder}"
+            ) from error
         self.kept = [*(kept for kept in self.kept if kept != path), path][-KEPT:]
         for old in set(self.folder.glob(PATTERN)) - set(self.kept):
             with contextlib.suppress(OSError):  # still mapped, on Windows
@@ -97,20 +99,16 @@ class Checkpointer:
                 old.with_suffix(SUMS).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Lets a write that goes on come to its end."""
+        """Waits for the end of a write, if there is one."""
         self.writer.shutdown()
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[Checkpointer]:
-    """Makes a run's folder and holds it. RuntimeError, on all ranks, that says who holds it if somebody else does."""
-    held = contextlib.ExitStack()
-    refusal = _attempt(lambda: held.enter_context(_lock(folder))) if distributed.rank() == 0 else None
-    refusal = distributed.from_first(refusal if isinstance(refusal, str) else None)
-    if refusal:
-        raise AlbefRuntimeError(refusal)
-    with held, contextlib.closing(Checkpointer(folder)) as checkpointer:
-        yield checkpointer
+    """Makes a run's folder and holds it for all ranks. RuntimeError that says who holds it if somebody else does."""
+    with contextlib.ExitStack() as held:
+        _by_first(lambda: held.enter_context(_lock(folder)))
+        yield held.enter_context(contextlib.closing(Checkpointer(folder)))
 
 
 @contextlib.contextmanager
@@ -127,8 +125,9 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         write_atomically(folder / HOLDER, json.dumps(holder) + "\n")
-        for path in folder.rglob(".*.tmp"):  # what a process left that was killed while it wrote
-            path.unlink(missing_ok=True)
+        for place in (folder, folder / MODEL, folder / BEST):  # folders below may be other runs
+            for path in place.glob(".*.tmp"):  # what a process left that was killed while it wrote
+                path.unlink(missing_ok=True)
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -143,12 +142,18 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
-def _attempt(act: Callable[[], Any]) -> Any:
-    """What `act` returns, or the message of its error: the other ranks must hear of it."""
-    try:
-        return act()
-    except (AlbefValueError, AlbefRuntimeError) as error:
-        return str(error)
+def _by_first(act: Callable[[], Any]) -> Any:
+    """What `act` returns on the first rank, or the error that it raises there, on all ranks."""
+    found = None
+    if distributed.rank() == 0:
+        try:
+            found = act()
+        except (AlbefError, OSError) as error:
+            found = error
+    found = distributed.from_first(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def newest(folder: Path) -> Path | None:
@@ -173,16 +178,11 @@ def damage(path: Path) -> str | None:
         return _unreadable(path)
     if not sums.is_file():
         return "its checksum is missing"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    return None if sums.read_text().split()[:1] == [digest.hexdigest()] else "its checksum is another one"
-
-
-def _digest(file: BinaryIO) -> Any:
     digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return None if sums.read_bytes().split()[:1] == [digest.hexdigest().encode()] else "its checksum is another one"
 
 
 def _unreadable(path: Path) -> str | None:
@@ -194,28 +194,32 @@ def _unreadable(path: Path) -> str | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint in the form of today, its tensors mapped from the file."""
+    """A checkpoint of any version in today's form; its tensors are mapped from the file."""
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return legacy.upgraded(state, path.parent)
 
 
 def read_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a folder that nobody needs to hold: for a look at a run."""
+    """The newest whole checkpoint of a folder, for a look at a run that another process may own."""
     path = newest(folder)
     return read(path) if path else None
 
 
 def write_whole(path: Path, state: dict[str, Any]) -> None:
-    """A checkpoint and its checksum, which is there first: a crash leaves no checkpoint that lacks one."""
+    """Writes a checkpoint and its checksum. The checksum comes first, so that a crash leaves no checkpoint without."""
     digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:
         torch.save(state, cast(Any, _Hashed(file, digest)))
 
     aside = path.with_name(f".{path.name}.tmp")
-    write_atomically(aside, content)
-    write_atomically(path.with_suffix(SUMS), f"{digest.hexdigest()}  {path.name}\n")
-    os.replace(aside, path)
+    try:
+        write_atomically(aside, content)
+        write_atomically(path.with_suffix(SUMS), f"{digest.hexdigest()}  {path.name}\n")
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # on a full disk nobody else finds room
+        raise
     sync_folder(path.parent)
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from albef.errors import AlbefValueError
 from albef.models.legacy import upgrade
@@ -24,10 +21,8 @@ def upgraded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     model's sizes and words to the run's `model` folder and the best score to `best/score.json`. ValueError that names
     the file if one of these cannot be read.
     """
-    return state if "format" in state else _from_0_1_0(state, folder)
-
-
-def _from_0_1_0(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if "format" in state:
+        return state
     lines = _lines(folder / "log.jsonl") if state["evaluation"] else []
     evaluated = [line["step"] for line in lines if line.get("evaluation") == state["evaluation"]]
     scored = _json(folder / SCORE) if (folder / SCORE).is_file() else None
@@ -35,7 +30,7 @@ def _from_0_1_0(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     task = _task(folder / MODEL)
     return {
         "format": 1,
-        "objective": named_as_today(state["objective"]),
+        "objective": upgrade(state["objective"]),
         "optimizer": _by_name(state["objective"], state["optimizer"], task["config"].get("architecture")),
         "task": task,
         "recipe": {},
@@ -67,20 +62,15 @@ def _by_name(objective: dict[str, Any], optimizer: dict[str, Any], architecture:
         )
     known = optimizer["state"]
     state = {name: known[number] for name, number in zip(names, numbers, strict=True) if number in known}
-    moments = {
-        key: named_as_today({name: values[key] for name, values in state.items()}) for key in ("exp_avg", "exp_avg_sq")
-    }
-    # a number for each row, so that what splits a parameter by its rows splits its count of steps too
-    steps = {name: values["step"].expand(values["exp_avg"].shape[:1]) for name, values in state.items()}
+    # a count of steps for each row, so that what splits a parameter by its rows splits its count too
+    steps = upgrade({name: values["step"].expand(values["exp_avg"].shape[:1]) for name, values in state.items()})
+    first, second = (
+        upgrade({name: values[key] for name, values in state.items()}) for key in ("exp_avg", "exp_avg_sq")
+    )
     return {
-        name: {"step": step.flatten()[0], **{key: moments[key][name] for key in moments}}
-        for name, step in named_as_today(steps).items()
+        name: {"step": step.flatten()[0], "exp_avg": first[name], "exp_avg_sq": second[name]}
+        for name, step in steps.items()
     }
-
-
-def named_as_today(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whatever has the names of version 0.1.0, by those of today's models."""
-    return upgrade(tensors)
 
 
 def _task(folder: Path) -> dict[str, Any]:

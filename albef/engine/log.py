@@ -1,4 +1,4 @@
-"""What a run says while it works: a live line, a JSON line, TensorBoard if asked for."""
+"""The log of a run: a live line, lines of JSON, and TensorBoard if asked for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LOG = "log.jsonl"
 class RunLog:
     """Writes `log.jsonl` (and TensorBoard events), and shows one live line; silent on all ranks but the first.
 
-    A run that goes on from step `start`, last evaluated at step `evaluated`, drops the lines after these: they come
-    again.
+    A run that goes on from step `start`, last evaluated at step `evaluated`, drops the lines after these steps, since
+    it will write them again.
     """
 
     def __init__(self, folder: Path, start: int, evaluated: int, steps: int, tensorboard: bool, quiet: bool) -> None:
@@ -88,7 +88,7 @@ class RunLog:
                 self.board.add_scalar(key, value, step)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line above the bar."""
         if not self.quiet:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -97,7 +97,7 @@ _SHOWN = ("itc", "itm", "mlm", "answer", "classify", "assign", "samples_per_seco
 
 
 def _is_kept(line: str, start: int, evaluated: int) -> bool:
-    """Whether a line is of what the checkpoint holds; one that a crash cut short is not."""
+    """Whether a line is about what the checkpoint holds. A line that a crash cut short is dropped."""
     try:
         values = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""On what, and how exactly, a run computes."""
+"""The device and the precision of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PEAKS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run computes on, settled once at its start; `precision` is what `auto` came to."""
+    """The device and the precision of a run, chosen once at its start; `precision` is never `auto` here."""
 
     device: torch.device
     precision: str
@@ -51,7 +51,7 @@ class Runtime:
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """PyTorch's switches of the process, set for the run and put back after it."""
+        """Sets PyTorch's switches for the run, and restores them after it."""
         matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         exact = torch.are_deterministic_algorithms_enabled()
         if self.deterministic:
@@ -74,7 +74,7 @@ class Runtime:
         return peak and peak * 1e12 * self.ranks
 
     def __str__(self) -> str:
-        """`cpu in float32, for it does not compute in bfloat16`, as the run's first line has it."""
+        """`cpu in float32, the device does not compute in bfloat16`, as the run's first line says it."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         times = f"{self.ranks} x " if self.ranks > 1 else ""
         lacks = "" if computes_in_bfloat16(self.device) else ", the device does not compute in bfloat16"
@@ -88,7 +88,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is quick there; emulation and MPS, where it depends on the system's version, don't count."""
+    """Whether the device itself computes in bfloat16. Emulation doesn't count, nor does MPS, where that depends on the
+    system's version."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "xpu":

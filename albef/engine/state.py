@@ -1,4 +1,4 @@
-"""All that a run is, as one value that is saved and loaded."""
+"""The whole state of a run, as one value that is saved and loaded."""
 
 from __future__ import annotations
 
@@ -95,26 +95,20 @@ def check_format(state: dict[str, Any]) -> None:
         )
 
 
-def data_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two fingerprints differs, by its name."""
-    return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
-
-
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """What an optimiser remembers of each parameter of `module`, by its name."""
+    """The optimiser's state of each parameter of `module`, by the parameter's name."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {names[parameter]: dict(values) for parameter, values in optimizer.state.items()}
 
 
 def load_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Gives an optimiser what was saved by name. ValueError for a name that is none of its parameters'."""
+    """Loads what `optimizer_state` gave. ValueError for a name that belongs to none of the optimiser's parameters."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     own = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     if unknown := sorted(state.keys() - set(own)):
         raise AlbefValueError(
             f"the checkpoint's optimiser has {len(unknown)} parameters that the model lacks "
-            f"({', '.join(unknown[:5])}); "
-            "go on with the version of albef that wrote it"
+            f"({', '.join(unknown[:5])}); go on with the version of albef that wrote it"
         )
     # cloned, since on a CPU the optimiser would otherwise keep what is mapped from the file
     numbered = {

@@ -1,4 +1,4 @@
-"""The loop: it knows recipes and tasks, and nothing of what is learnt."""
+"""The training loop. It knows recipes and tasks, but not what a task learns."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch.nn.parallel import DistributedDataParallel
 from albef import distributed
 from albef.data.broken import BrokenCounter
 from albef.engine.allocator import keep_freed_memory
-from albef.engine.checkpointer import PATTERN, Checkpointer, owned
+from albef.engine.checkpointer import BEST, MODEL, PATTERN, Checkpointer, owned
 from albef.engine.log import LOG, RunLog
 from albef.engine.optim import learning_rate, make_optimizer, official_learning_rate
 from albef.engine.runtime import Runtime
-from albef.engine.state import RunState, check_format, data_changes
+from albef.engine.state import RunState, check_format
 from albef.engine.watch import Watch
 from albef.errors import AlbefValueError
 from albef.files import write_atomically
 from albef.recipe import Recipe
 
-RECIPE, MODEL, BEST, SCORE = "recipe.json", "model", "best", "score.json"
+RECIPE, SCORE = "recipe.json", "score.json"
 
 
 class Task(Protocol):
@@ -89,15 +89,20 @@ def train(make_task: MakeTask, recipe: Recipe, folder: Path, device: torch.devic
     """
     runtime = Runtime.of(recipe, device)
     with owned(folder) as checkpointer, runtime.settings():
-        check_recipe(recipe, folder)
-        saved = checkpointer.load()
-        if saved is not None:
-            check_format(saved)
-        task = make_task(recipe, saved["task"] if saved else None)
-        run = _Run(task, recipe, checkpointer, runtime, saved)
+        run = _begin(make_task, recipe, checkpointer, runtime)
         with run.log, _stop_signals() as stop:
             run.learn(stop)
     return run.state.evaluation
+
+
+def _begin(make_task: MakeTask, recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime) -> _Run:
+    """The run at its start or where it was saved. Nothing holds the checkpoint's file any longer than this."""
+    check_recipe(recipe, checkpointer.folder)
+    saved = checkpointer.load()
+    if saved is not None:
+        check_format(saved)
+    task = make_task(recipe, saved["task"] if saved else None)
+    return _Run(task, recipe, checkpointer, runtime, saved)
 
 
 class _Run:
@@ -134,7 +139,7 @@ class _Run:
             self._go_on(saved)
         self.start = self.state.step
         self.progress = self.step_seconds = 0.0
-        self.time_progress = self.state.seconds / recipe.max_seconds if recipe.max_seconds else 0.0
+        self.time_progress, self.stopped = self._time_progress(), False
         self.objective = self._distribute(task.objective)
         self.broken = BrokenCounter()
         self.watch = Watch(self.start, recipe.optim.clip_norm)
@@ -146,13 +151,13 @@ class _Run:
 
     def _go_on(self, saved: dict[str, Any]) -> None:
         """Takes over a checkpoint. ValueError for another number of pairs; other data of that number are said."""
-        pairs = saved["fingerprint"]["pairs"]
-        if pairs != self.task.pairs:
+        before, now = saved["fingerprint"], self.state.fingerprint
+        if before["pairs"] != self.task.pairs:
             raise AlbefValueError(
-                f"{self.folder} was trained on {pairs} pairs, now there are {self.task.pairs}: the order of "
+                f"{self.folder} was trained on {before['pairs']} pairs, now there are {self.task.pairs}: the order of "
                 "samples would differ. Restore the data, or start a new run with --init from this one's model"
             )
-        if changes := data_changes(saved["fingerprint"], self.state.fingerprint):
+        if changes := sorted(key for key in before.keys() & now.keys() if before[key] != now[key]):
             warnings.warn(
                 f"{self.folder}: the training data are not those that the run began with (different: "
                 f"{', '.join(changes)}); it goes on with what is there now",
@@ -188,7 +193,7 @@ class _Run:
             self._end()
 
     def _is_due(self, every: int) -> bool:
-        """Whether something that is done every so many steps is to be done now; an evaluation only once at a step."""
+        """Whether it is time for what is done every `every` steps; 0 is never."""
         return bool(every) and self.state.step % every == 0
 
     def _stop(self) -> None:
@@ -218,7 +223,10 @@ class _Run:
         """One step; returns its learning rate."""
         recipe, step = self.recipe, self.state.step
         torch.manual_seed((recipe.seed << 40) ^ (step << 10) ^ distributed.rank())
-        rate = self._learning_rate()
+        if recipe.optim.schedule == "official":
+            rate = official_learning_rate(recipe.optim, step, self.steps_per_epoch, recipe.epochs)
+        else:
+            rate = learning_rate(recipe.optim, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.broken.add(batch.pop("broken", []), recipe.batch_size // self.runtime.ranks)
@@ -231,7 +239,7 @@ class _Run:
         return rate
 
     def _count(self) -> None:
-        """Counts a step and the time it took; the recent average foretells the rest."""
+        """Counts a step and its time, of which a recent average predicts the rest of the run."""
         self.state.step += 1
         self.state.finished = False
         self.checkpointer.raise_failure()
@@ -247,7 +255,7 @@ class _Run:
         return seconds
 
     def _record(self, rate: float) -> None:
-        """A line of the log: means since the last one."""
+        """Writes a line of the log: means since the line before."""
         means = self.watch.means()
         self._count_time()  # what the device still had to do
         state, (step, seconds) = self.state, self.logged
@@ -279,7 +287,7 @@ class _Run:
         self.state.broken.reasons.update(pair for part in named for pair in part)
 
     def _evaluate(self) -> None:
-        """In float32, as `albef evaluate` does; once at a step."""
+        """Evaluates the model in float32, as `albef evaluate` does, unless that was done at this step already."""
         state = self.state
         if state.evaluated_step == state.step:
             return
@@ -304,7 +312,7 @@ class _Run:
             write_atomically(self.folder / BEST / SCORE, json.dumps(scored) + "\n")
 
     def save(self) -> None:
-        """Has the state written by the first rank (all hold the same), once it is seen to be finite on all."""
+        """Saves the state, once all ranks have seen that it is finite. The first rank writes; all hold the same."""
         self.watch.check()
         self._gather_broken()
         state = self.state
@@ -326,30 +334,18 @@ class _Run:
             )
 
     def _finished(self, stop: list[int]) -> bool:
-        """Whether to end here; also settles `progress`, the share of the run that is done, for all ranks alike."""
+        """Whether to end here. Also sets `progress`, the share of the run that is done, to one value on all ranks."""
         step = self.state.step
-        agree = step % self._agree_steps == 0 or step >= self.steps
-        if self.recipe.max_seconds and agree:
-            self.time_progress = self.state.seconds / self.recipe.max_seconds
-        stopped = bool(stop)
-        if distributed.active():
-            stopped = False
-            if agree:
-                self.time_progress, asked = distributed.highest([self.time_progress, float(len(stop))], self.device)
-                stopped = asked > 0
-        self.stopped = stopped  # not `stop`: a signal may reach one rank when the others have agreed already
+        # several ranks agree on clock and stop signal every tenth step only, because that is a synchronisation
+        if not distributed.active() or step % 10 == 0 or step >= self.steps:
+            self.time_progress, asked = distributed.highest([self._time_progress(), len(stop)], self.device)
+            self.stopped = asked > 0
         self.progress = min(max(step / self.steps, self.time_progress), 1.0)
-        return stopped or self.progress >= 1
+        return self.stopped or self.progress >= 1
 
-    @property
-    def _agree_steps(self) -> int:
-        """How often the ranks agree on clock and stop signal: that costs a synchronisation."""
-        return 10 if distributed.active() else 1
-
-    def _learning_rate(self) -> float:
-        if self.recipe.optim.schedule == "official":
-            return official_learning_rate(self.recipe.optim, self.state.step, self.steps_per_epoch, self.recipe.epochs)
-        return learning_rate(self.recipe.optim, self.progress)
+    def _time_progress(self) -> float:
+        """The share of the time limit that is over."""
+        return self.state.seconds / self.recipe.max_seconds if self.recipe.max_seconds else 0.0
 
     def _expected_steps(self) -> int:
         """The run's length as it looks now: with a time limit, what its speed so far allows."""
@@ -367,8 +363,8 @@ def check_recipe(recipe: Recipe, folder: Path) -> None:
 
     A run that failed at its start has neither, and does not stand in the way of its correction.
     """
-    path = folder / RECIPE
-    if not path.is_file() or not (any(folder.glob(PATTERN)) or _has_lines(folder / LOG)):
+    path, log = folder / RECIPE, folder / LOG
+    if not path.is_file() or not (any(folder.glob(PATTERN)) or (log.is_file() and log.stat().st_size)):
         return
     different = sorted(_differences(asdict(Recipe.load(path)), asdict(recipe)))
     if different:
@@ -378,12 +374,8 @@ def check_recipe(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _has_lines(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
-
-
 def _begin_folder(recipe: Recipe, folder: Path) -> None:
-    """Saves the recipe; what a run without a checkpoint left, its log and best model, is renamed, not removed."""
+    """Saves the recipe. What an earlier run without a checkpoint left, its log and best model, is renamed and kept."""
     distributed.wait()  # until all have looked at what was there
     if distributed.rank() == 0:
         for path in (folder / BEST, folder / LOG):

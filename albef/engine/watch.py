@@ -1,4 +1,4 @@
-"""Steps that are watched: no number that is not finite reaches the weights for good, or a checkpoint."""
+"""Guards a run against numbers that are not finite: none reaches the weights or a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from albef.errors import AlbefFloatingPointError
 
 
 class Watch:
-    """Takes the optimiser's steps, and keeps each step's losses and gradient norm until somebody looks at them.
+    """Takes the optimiser's steps, and keeps each step's losses and gradient norm until `check` or `means` is called.
 
-    Nothing waits for the device until then. A step whose gradient norm is not finite is skipped on the device itself;
-    that norm is the same on all ranks, so all of them skip it. Looking is a collective operation.
+    Until then nothing waits for the device. A step whose gradient norm is not finite is skipped, which the device
+    decides; the norm is the same on all ranks, so all of them skip it. Both calls are collective operations.
     """
 
     def __init__(self, step: int, clip_norm: float) -> None:
@@ -24,7 +24,7 @@ class Watch:
         self.sound: list[Tensor] = []
 
     def step(self, optimizer: torch.optim.Optimizer, losses: Mapping[str, Tensor]) -> None:
-        """A step of the optimiser with the gradients that its parameters have, clipped if that is asked for."""
+        """Takes one step with the gradients that the parameters have, clipped if `clip_norm` is set."""
         learnt = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in learnt if p.grad is not None])
         if self.clip_norm:
@@ -38,7 +38,7 @@ class Watch:
             self.seen.setdefault(name, []).append(value.detach())
 
     def check(self) -> None:
-        """FloatingPointError, on all ranks, if a loss or norm since the last look was not finite on one of them."""
+        """FloatingPointError, on all ranks, if a loss or norm since the last call was not finite on one of them."""
         if self.sound:
             broken = distributed.total((~torch.stack(self.sound)).int()).tolist()
             if any(broken):
@@ -47,7 +47,7 @@ class Watch:
             self.sound = []
 
     def means(self) -> dict[str, float]:
-        """Means over the ranks of what was seen since the last call; checks it first."""
+        """The mean of every loss and of the norm since the last call, over all ranks; checks them first."""
         self.check()
         world = distributed.world_size()
         means = {name: float(distributed.total(torch.stack(seen).mean())) / world for name, seen in self.seen.items()}
@@ -55,7 +55,7 @@ class Watch:
         return means
 
     def _complain(self, place: int) -> None:
-        """`place` counts from the first step that was not looked at yet; a loss may be missing in some steps."""
+        """`place` counts from the first step that was not checked yet. Some steps may lack a loss."""
         back = len(self.sound) - place
         values = ", ".join(f"{name} {float(seen[-back]):.4g}" for name, seen in self.seen.items() if len(seen) >= back)
         remedy = "set optim.clip_norm to 1" if not self.clip_norm else "lower optim.clip_norm"

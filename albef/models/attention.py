@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: the fused kernel, or the explicit path where the probabilities are asked for."""
+"""Scaled dot-product attention: by the fused kernel, or step by step where the probabilities are asked for."""
 
 # B batch, L queries, S keys, H heads, d head width
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """[B, L, parts * H * d] -> `parts` tensors [B, H, L, d]."""
-    # apart first, then transposed: the gradients come together in one copy
+    # split first and transposed then, so that the gradients are joined in one copy
     return tuple(part.transpose(1, 2) for part in x.unflatten(-1, (parts, heads, -1)).unbind(2))
 
 
@@ -52,8 +52,8 @@ def attend(
 
 
 class GeluLinear(torch.autograd.Function):
-    """`linear(gelu(x))`, which keeps x alone for the backward pass: gelu(x), the other largest activation of a block,
-    is cheaper to compute again than to hold. Its gradient has no gradient of its own."""
+    """`linear(gelu(x))` that keeps only x for the backward pass. gelu(x), as large as x, is computed again there, which
+    is cheaper than to keep it. Second derivatives are not supported."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all our models have: an image encoder, a text encoder, and a folder that they are saved in."""
+"""What all models share: the image encoder, the text encoder, saving and loading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ M = TypeVar("M", bound="Backbone")
 
 
 class Backbone(nn.Module):
-    """The unimodal encoders (paper §3.1). A model built on it names its further `options` besides the sizes."""
+    """The unimodal encoders (paper §3.1). `options` of a model are what it needs besides the sizes."""
+
+    labels: tuple[str, ...] = ()
+    """Names of the classes in the order of their logits, for a model that has classes."""
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
@@ -39,7 +42,7 @@ class Backbone(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """What the constructor takes besides the sizes; saved in `config.json`."""
-        return {}
+        return {"labels": list(self.labels)} if self.labels else {}
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,7 @@ class Backbone(nn.Module):
 
 
 class _Unfilled(TorchFunctionMode):
-    """Weights that are about to be loaded are not drawn first: that takes seconds, and moves the caller's random state.
+    """Skips the drawing of weights that are loaded anyway: it takes seconds and changes the caller's random state.
 
     The meta device would do the same, but importing what it needs takes another second.
     """

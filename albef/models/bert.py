@@ -1,8 +1,8 @@
 """One BERT, cut in two: the text encoder is its lower half, the fusion encoder its upper half (paper §3.1).
 
 Both are stacks of the same parts, and so are the encoder of two images and the decoder of answers. A fusion layer
-also reads the image (the decoder's: the question), through keys and values that were computed once for all the texts
-it is compared with.
+also reads the image (in the decoder: the question). Its keys and values are computed once for all the texts that are
+compared with it.
 """
 
 # B texts, L words, S image tokens, D width, F fusion layers
@@ -25,7 +25,7 @@ from albef.models.seen import KeysValues, KeyValue, Seen, Tokens
 
 
 class WordEmbeddings(nn.Embedding):
-    """The table of words, read both ways: as vectors of words, and as scores of all words (tied, paper §3.2)."""
+    """The table of words, which gives the vectors of words and also the scores of all words (tied, paper §3.2)."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Ids [...] -> vectors [..., D]; vectors [..., D] -> scores [..., V], to which `bias` [V] is added."""
@@ -80,7 +80,7 @@ class TextEncoder(Embeddings):
 class FusionEncoder(nn.Module):
     """Words with the image: text states [B, L, D] and the image's keys and values -> states [B, L, D].
 
-    Its pass has three parts, for those who share one of them: `begin`, `middle` and `finish`.
+    `forward` is `begin`, `middle` and `finish`, one after the other; who shares one of them between texts calls them.
     """
 
     layers: Sequence[FusionLayer]
@@ -92,15 +92,15 @@ class FusionEncoder(nn.Module):
         self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.fusion_layers))  # type: ignore[assignment]
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
-        """Of the image, [B, S, Dv], once for all texts."""
+        """Keys and values of images [B, S, Dv], to be computed once for all texts."""
         return KeysValues([linear(image_tokens) for linear in self.image_keys_values])
 
     def seen_once(self, image_tokens: Tensor, words: int) -> Seen:
-        """What `words` words in all, of however many texts, read of each image, for evaluation: keys and values where
-        making them takes fewer operations, else the tokens.
+        """What texts of `words` words in all read of each image, in evaluation: keys and values if that takes fewer
+        operations, otherwise the tokens.
 
-        That is from 62 words on for 577 tokens of width 768 and 12 heads (about 5 captions), from 23 for the 65 of the
-        small preset. By the clock it pays a little later.
+        Keys and values pay from 62 words on (about 5 captions) for 577 tokens of width 768 and 12 heads, and from 23
+        for the 65 tokens of the small preset. By the clock they pay a little later.
         """
         tokens, width = image_tokens.shape[1:]
         even = tokens * width / (width + (self.heads - 1) * tokens)  # words for which both need as many operations
@@ -116,10 +116,10 @@ class FusionEncoder(nn.Module):
         cls_only: bool = False,
         begun: bool = False,
     ) -> Tensor:
-        """`keys_values` has a row per text, or a single row that all texts share. Of several, each but the first has a
-        row per text for the last texts, and the texts before them ask the first's images in turns.
+        """`keys_values` has a row per text, or a single row that all texts share. It may be a sequence: then the last
+        texts read the second and later ones, a row each, and the texts before them read the first in turns.
 
-        `cls_only` gives only the first token's state, [B, 1, D]: all that matching reads of the last layer. `record`
+        `cls_only` gives only the first token's state, [B, 1, D], which is all that matching needs. `record`
         receives the cross-attention probabilities [B, H, L, S] of layer `record_layer` (for Grad-CAM). `begun` says
         that `text_states` come from `begin`. With a `PackedText` layout for the mask states are [N, D].
         """
@@ -130,7 +130,7 @@ class FusionEncoder(nn.Module):
         return self.finish(x, words, keys_values, cls_only, records.get(last))
 
     def begin(self, text_states: Tensor, words: Layout) -> Tensor:
-        """What no image changes, the first layer's self-attention: once for a text, whatever it is compared with."""
+        """The first layer's self-attention, which no image changes: once for all comparisons of a text."""
         return _run(self.layers[0].self_attention, self.checkpointed, text_states, words)
 
     def middle(
@@ -140,7 +140,7 @@ class FusionEncoder(nn.Module):
         seen: Seen | Sequence[Seen],
         records: dict[int, list[Tensor] | None] | None = None,
     ) -> Tensor:
-        """From `begin` to the last layer, which is left out; `records` are lists of `forward` by their layer."""
+        """All that lies between `begin` and the last layer; `records` has the lists of `forward` by their layer."""
         parts, found = _checked(seen, words), records or {}
         for index in range(len(self.layers) - 1):
             if index:
@@ -156,7 +156,7 @@ class FusionEncoder(nn.Module):
         cls_only: bool = False,
         record: list[Tensor] | None = None,
     ) -> Tensor:
-        """The last layer, after `middle`; with `cls_only` for each text's first word, [B, 1, D]."""
+        """The last layer, after `middle`; with `cls_only` for the first word of each text alone, [B, 1, D]."""
         parts, last = _checked(seen, words), len(self.layers) - 1
         if last:
             x = _run(self.layers[last].self_attention, self.checkpointed, x, words, cls_only)
@@ -170,10 +170,10 @@ class FusionEncoder(nn.Module):
 
 
 class PairEncoder(nn.Module):
-    """Words with two images: every fusion layer stands twice, the first reads one image, the second the other.
+    """Words with two images: every fusion layer is there twice, once for the first image and once for the second.
 
-    Both read through the same keys and values (paper §4.1, NLVR2; spec §3.4), so those of an image are computed once,
-    wherever it stands.
+    Both layers share the linear for keys and values (paper §4.1, NLVR2; spec §3.4), so those of an image are computed
+    once, wherever it stands.
     """
 
     layers: Sequence[FusionLayer]
@@ -185,7 +185,7 @@ class PairEncoder(nn.Module):
         self.layers = nn.ModuleList(FusionLayer(config) for _ in range(2 * config.fusion_layers))  # type: ignore[assignment]
 
     def keys_values(self, image_tokens: Tensor) -> KeysValues:
-        """As the fusion encoder's, for two of our layers at a time."""
+        """As the fusion encoder's; each serves two layers."""
         return KeysValues([linear(image_tokens) for linear in self.image_keys_values])
 
     def forward(
@@ -214,7 +214,7 @@ class AnswerDecoder(nn.Module):
         self.head = MlmHead(config)
 
     def keys_values(self, question_states: Tensor) -> KeysValues:
-        """Of the question, [B, Lq, D], once for all its answers."""
+        """Keys and values of questions [B, Lq, D], to be computed once for all answers."""
         return KeysValues([linear(question_states) for linear in self.question_keys_values])
 
     def forward(self, input_ids: Tensor, keys_values: KeysValues, question_mask: Tensor) -> Tensor:
@@ -227,8 +227,8 @@ class AnswerDecoder(nn.Module):
     def go_on(
         self, input_ids: Tensor, keys_values: KeysValues, question_mask: Tensor, past: Sequence[Past] | None = None
     ) -> tuple[Tensor, tuple[Past, ...]]:
-        """As `forward`, for words that go on from those given before: `past`, an entry per layer, is what the call
-        before returned besides the states [A, L, D], and None at first."""
+        """As `forward`, for words that continue those of the call before. `past` is what that call returned besides the
+        states [A, L, D], an entry per layer; None in the first call."""
         start, length = 0 if past is None else past[0][0].shape[2], input_ids.shape[1]
         question = replace(keys_values, mask=question_mask.bool()[:, None, None])
         x = self.words.embed(input_ids, start)
@@ -266,7 +266,7 @@ def _keys_values(config: AlbefConfig, seen_width: int) -> nn.ModuleList:
 
 
 def _checked(seen: Seen | Sequence[Seen], words: Layout) -> Sequence[Seen]:
-    """What is seen as a sequence. ValueError if its rows don't fit the texts."""
+    """`seen` as a sequence. ValueError if its rows don't fit the texts."""
     own, *others = [seen] if isinstance(seen, (KeysValues, Tokens)) else seen
     texts = words.shape[0] - sum(other.rows for other in others)
     if not own.rows or texts % own.rows or (own.rows not in (1, texts) and not others):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,9 +36,6 @@ class AlbefForClassification(Backbone):
         self.cls_head = _head(config.text_width, len(self.labels))
         initialise(self)
 
-    def options(self) -> dict[str, Any]:
-        return {"labels": list(self.labels)}
-
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ClassifierOutput:
         """Pixels [B, 3, height, width] and words [B, L] -> logits [B, C], in the order of `labels`."""
         keys_values = self.fusion_encoder.keys_values(self.encode_image(pixel_values))
@@ -57,9 +53,6 @@ class AlbefForPairs(Backbone):
         self.pair_encoder = PairEncoder(config)
         self.cls_head = _head(config.text_width, len(self.labels))
         initialise(self)
-
-    def options(self) -> dict[str, Any]:
-        return {"labels": list(self.labels)}
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> ClassifierOutput:
         """Pixels of both images [B, 2, 3, height, width] and words [B, L] -> logits [B, C]."""

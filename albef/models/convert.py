@@ -1,6 +1,6 @@
-"""Published files (ALBEF's, DeiT's, BERT's) as models of ours, and models of ours as files of the original (spec §6).
+"""Reads published files (ALBEF's, DeiT's, BERT's) and folders of ours; writes folders and official files (spec §6).
 
-Whatever a file lacks, or has that the table of `names.py` doesn't know, is an error.
+A tensor that a file lacks, or that the table of `names.py` doesn't know, is an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MARKS: dict[str, Architecture] = {
     "ta_head.": AlbefForTextAssignment,
     "cls_head.": AlbefForClassification,
 }
-"""Names that only one model has begin so; entailment and NLVR2 differ in the number of classes."""
+"""Names that only one model has begin so. Entailment and NLVR2 differ by the number of classes alone."""
 
 _UNREAD = {"idx_queue": "the ids of another data set"}
 _UNLEARNT = dict.fromkeys(("temp", "text_proj.weight", "text_proj.bias"), "which text assignment never learns")
@@ -54,7 +54,7 @@ _NOT_TAUGHT = ("temp", "itm_head.weight", "itm_head.bias")  # the original's tea
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published file under our names; `notes` tell in words what was dropped, added or changed on the way."""
+    """A published file or a folder of ours, under our names. `notes` say what was dropped, added or changed."""
 
     architecture: Architecture
     config: AlbefConfig
@@ -64,7 +64,7 @@ class Checkpoint:
     """What `FeatureQueue.load_state_dict` takes; the ids of what it holds are unknown (-100)."""
     notes: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    """Of the classes, in the order of their logits, where there is a head for them."""
+    """Names of the classes in the order of their logits; empty for a model without classes."""
 
 
 def read_checkpoint(
@@ -75,8 +75,9 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Reads a `.pth` file of the official code: pre-training or any of its fine-tunings (spec §6.2).
 
-    Which model it holds is told from its names, sizes from its tensors. Heads leave no trace: they are 64 wide, as in
-    the paper, unless given. `image_size` (pixels) resizes the position grid, which the file must have square.
+    Names say which model the file holds, and tensors say its sizes. They don't say the number of attention heads:
+    unless given, heads are 64 wide, as in the paper. `image_size` (pixels) resizes the position grid, which must be
+    square in the file.
 
     FileNotFoundError without such a file, ValueError if it isn't an intact checkpoint of one of these models.
     """
@@ -85,7 +86,8 @@ def read_checkpoint(
     online = {name: tensor for name, tensor in state.items() if not _is_twin(name)}
     twin = {_untwinned(name): tensor for name, tensor in state.items() if _is_twin(name)}
     architecture = recognise(online)
-    notes += _drop(online, _UNREAD | (_UNLEARNT if architecture is AlbefForTextAssignment else {}))
+    useless = _UNREAD | (_UNLEARNT if architecture is AlbefForTextAssignment else {})
+    notes += [f"dropped {name}, {why}" for name, why in useless.items() if online.pop(name, None) is not None]
     config = _infer_config(online, architecture, vision_heads, text_heads, path)
     source = f"{path} (read as an {architecture.__name__})"
     model, teacher = from_official(online, config, architecture, source), None
@@ -98,8 +100,18 @@ def read_checkpoint(
         fit_positions(part, config, wanted)
     notes += resized(config, wanted)
     with torch.device("meta"):
-        labels = architecture(config).options().get("labels", ())
-    return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), tuple(labels))
+        labels = architecture(config).labels
+    return Checkpoint(architecture, wanted, model, teacher, queue, tuple(notes), labels)
+
+
+def read_folder(folder: str | Path, image_size: ImageSize | None = None) -> Checkpoint:
+    """A saved model of ours with its teacher and queues, its position grid resized to `image_size` if given."""
+    model, saved = load_model(folder, image_size), AlbefConfig.from_dict(folders.load_config(folder))
+    teacher, queue = folders.load_training(folder)
+    if teacher:
+        fit_positions(teacher, saved, model.config)
+    notes = tuple(resized(saved, model.config))
+    return Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, model.labels)
 
 
 def check_vocabulary(config: AlbefConfig, vocabulary: Collection[str], path: str | Path) -> None:
@@ -119,54 +131,41 @@ def recognise(state: State) -> Architecture:
     return marked[0] if marked else AlbefModel
 
 
-def convert_file(
-    path: str | Path,
-    out_folder: str | Path,
-    vocabulary: Collection[str] | None = None,
-    image_size: ImageSize | None = None,
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-    half: bool = False,
-    slim: bool = False,
+def write_folder(
+    read: Checkpoint, source: str | Path, folder: str | Path, half: bool = False, slim: bool = False
 ) -> str:
-    """Writes what `path` holds as a folder of ours, for `from_pretrained` and `load_start`; returns a report in words.
+    """Writes what was read of `source` as a folder of ours, for `from_pretrained` and `load_start`.
 
-    `vocabulary`, if given, is only counted: a ValueError says when it isn't the one the model learned with. `half`
-    halves the precision of the model, `slim` leaves out its teacher and queues. The other arguments are those of
-    `read_checkpoint`.
+    `half` halves the precision of the model, `slim` leaves out its teacher and queues. Returns a report in words.
     """
-    read = read_checkpoint(path, image_size, vision_heads, text_heads)
-    if vocabulary is not None:
-        check_vocabulary(read.config, vocabulary, path)
-    return _write(read, path, out_folder, half, slim)
+    with torch.device("meta"):
+        model = read.architecture(read.config, **({"labels": read.labels} if read.labels else {}))
+    model.load_state_dict(read.model, assign=True)
+    model.save_pretrained(folder, torch.float16 if half else None)
+    folders.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
+    parts = [name for name, part in (("teacher", read.teacher), ("queues", read.queue)) if part]
+    lines = [
+        *_description(read, source),
+        *read.notes,
+        *([f"left out: {' and '.join(parts)}"] if parts and slim else []),
+        f"written: {Path(folder) / folders.WEIGHTS}{' in half precision' if half else ''}",
+        *([f"written: {Path(folder) / folders.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
+    ]
+    return "\n".join(lines)
 
 
-def convert_folder(
-    folder: str | Path,
-    out_folder: str | Path,
-    image_size: ImageSize | None = None,
-    half: bool = False,
-    slim: bool = False,
-) -> str:
-    """Writes a saved model of ours anew, as `convert_file` does a published one."""
-    return _write(_read_folder(folder, image_size), folder, out_folder, half, slim)
-
-
-def write_official(
-    folder: str | Path, file: str | Path, image_size: ImageSize | None = None, half: bool = False, slim: bool = False
-) -> str:
-    """Writes a saved model of ours as a `.pth` file that the original and LAVIS read; returns a report in words.
+def write_official(read: Checkpoint, source: str | Path, file: Path, half: bool = False, slim: bool = False) -> str:
+    """Writes what was read of `source` as a `.pth` file for the original and LAVIS; returns a report in words.
 
     The file holds `{"model": tensors}` under official names: the model, its momentum twins (copies of the model where
     no teacher was saved, since the original's fine-tuning asks for them) and the queues, where they were saved. `slim`
-    writes the model alone, `half` in half precision. ValueError for a grid of patches that is no square, which the
-    original couldn't read.
+    writes the model alone, `half` in half precision. ValueError if the images are not square, since the original could
+    not read it.
     """
-    read, file = _read_folder(folder, image_size), Path(file)
     rows, columns = read.config.grid
     if rows != columns:
         raise AlbefValueError(
-            f"{folder}: images of {read.config.image_size[0]} x {read.config.image_size[1]} pixels, but the original "
+            f"{source}: images of {read.config.image_size[0]} x {read.config.image_size[1]} pixels, but the original "
             "knows square ones only; give --image-size, for example 384"
         )
     state = official_state(read, slim)
@@ -177,7 +176,7 @@ def write_official(
     taught = read.teacher is None and not slim and any(_is_twin(name) for name in state)
     return "\n".join(
         [
-            *_description(read, folder),
+            *_description(read, source),
             *read.notes,
             *(["momentum twins: copies of the model, since no teacher was saved with it"] if taught else []),
             f"written: {file} ({len(state)} tensors{', in half precision' if half else ''})",
@@ -191,30 +190,16 @@ def official_state(read: Checkpoint, slim: bool = False) -> dict[str, Tensor]:
     The ids of the queues, which only retrieval's files hold, are unknown there (-100) unless they were saved.
     """
     state = to_official(read.model, read.config, read.architecture)
-    if slim or read.architecture is AlbefForTextAssignment:  # which has no teacher
-        return _apart(state)
-    taught = to_official(read.teacher or read.model, read.config, read.architecture)
-    state |= {_twinned(name): tensor for name, tensor in taught.items() if name not in _NOT_TAUGHT}
-    if read.queue is not None:
-        state |= {name: read.queue[name].T for name in ("image_queue", "text_queue")}
-        state["queue_ptr"] = read.queue["pointer"].reshape(1)
-        if not read.config.mlm_head:
-            state["idx_queue"] = read.queue["image_id"][None]
-    return _apart(state)
-
-
-def _apart(state: State) -> dict[str, Tensor]:
-    """Each tensor with a memory of its own: parts of a stacked tensor would be saved with the whole of it."""
+    if not slim and read.architecture is not AlbefForTextAssignment:  # which has no teacher
+        taught = to_official(read.teacher or read.model, read.config, read.architecture)
+        state |= {_twinned(name): tensor for name, tensor in taught.items() if name not in _NOT_TAUGHT}
+        if read.queue is not None:
+            state |= {name: read.queue[name].T for name in ("image_queue", "text_queue")}
+            state["queue_ptr"] = read.queue["pointer"].reshape(1)
+            if not read.config.mlm_head:
+                state["idx_queue"] = read.queue["image_id"][None]
+    # each with a memory of its own: a part of a stacked tensor would be saved with the whole of it
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _read_folder(folder: str | Path, image_size: ImageSize | None) -> Checkpoint:
-    model, saved = load_model(folder, image_size), AlbefConfig.from_dict(folders.load_config(folder))
-    teacher, queue = folders.load_training(folder)
-    if teacher:
-        fit_positions(teacher, saved, model.config)
-    notes, labels = tuple(resized(saved, model.config)), tuple(model.options().get("labels", ()))
-    return Checkpoint(type(model), model.config, dict(model.state_dict()), teacher, queue, notes, labels)
 
 
 def starting_config(
@@ -302,7 +287,7 @@ def _unwrap(content: Any, path: str | Path) -> tuple[dict[str, Tensor], list[str
 
 
 def _take_queue(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor] | None:
-    """Moves the queues out of `state`: official columns become our rows."""
+    """Takes the queues out of `state`. Their columns become rows, as ours are."""
     taken = {name: state.pop(name) for name in ("image_queue", "text_queue", "queue_ptr") if name in state}
     if not taken:
         return None
@@ -314,11 +299,6 @@ def _take_queue(state: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]
     queues = {name: taken[name].T.float().contiguous() for name in ("image_queue", "text_queue")}
     ids = {name: torch.full((len(queues["image_queue"]),), -100) for name in ("image_id", "text_id")}
     return queues | ids | {"pointer": taken["queue_ptr"].reshape(())}
-
-
-def _drop(state: dict[str, Tensor], reasons: dict[str, str]) -> list[str]:
-    """Takes out the named tensors; says which were there, and why they are of no use."""
-    return [f"dropped {name}, {why}" for name, why in reasons.items() if state.pop(name, None) is not None]
 
 
 _WORDS, _LENGTHS = f"{TEXT}embeddings.word_embeddings.weight", f"{TEXT}embeddings.position_embeddings.weight"
@@ -389,24 +369,6 @@ def _heads(width: int, name: str, path: str | Path) -> int:
             f"{path}: the {name} width {width} is not made of 64-wide heads; give their number by --{name}-heads"
         )
     return width // 64
-
-
-def _write(read: Checkpoint, source: str | Path, folder: str | Path, half: bool, slim: bool) -> str:
-    """Writes the folder; returns what was made of `source`, in words."""
-    with torch.device("meta"):
-        model = read.architecture(read.config, **({"labels": read.labels} if read.labels else {}))
-    model.load_state_dict(read.model, assign=True)
-    model.save_pretrained(folder, torch.float16 if half else None)
-    folders.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
-    parts = [name for name, part in (("teacher", read.teacher), ("queues", read.queue)) if part]
-    lines = [
-        *_description(read, source),
-        *read.notes,
-        *([f"left out: {' and '.join(parts)}"] if parts and slim else []),
-        f"written: {Path(folder) / folders.WEIGHTS}{' in half precision' if half else ''}",
-        *([f"written: {Path(folder) / folders.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
-    ]
-    return "\n".join(lines)
 
 
 def _description(read: Checkpoint, source: str | Path) -> list[str]:

@@ -6,7 +6,7 @@ What a training can go on from besides, the teacher and its queues, stands in `t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +71,27 @@ def load_training(folder: str | Path) -> tuple[dict[str, Tensor] | None, dict[st
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Loads `state` into `module`; anything missing, left over or of another shape is an error that names it."""
-    own = module.state_dict()
-    problems = [
-        describe("missing", own.keys() - state.keys()),
-        describe("left over", state.keys() - own.keys()),
-        describe(
-            "of another shape",
-            (
-                f"{name} (expected {list(own[name].shape)}, got {list(state[name].shape)})"
-                for name in own.keys() & state.keys()
-                if own[name].shape != state[name].shape
-            ),
-        ),
-    ]
-    if any(problems):
+    if problems := misfits({name: tuple(own.shape) for name, own in module.state_dict().items()}, state):
         raise AlbefValueError(
-            f"{source} does not fit this model: {'; '.join(filter(None, problems))}. "
-            "Build the model with the configuration the weights were made for, or convert them first"
+            f"{source} does not fit this model: {problems}. Build the model with the configuration the weights were "
+            "made for, or convert them first"
         )
     module.load_state_dict(state)
+
+
+def misfits(shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> str:
+    """What `state` lacks, has too much or has in another shape, in words; an empty text if it fits."""
+    wrong = (
+        f"{name} (expected {list(shapes[name])}, got {list(state[name].shape)})"
+        for name in shapes.keys() & state.keys()
+        if shapes[name] != tuple(state[name].shape)
+    )
+    problems = (
+        describe("missing", shapes.keys() - state.keys()),
+        describe("left over", state.keys() - shapes.keys()),
+        describe("of another shape", wrong),
+    )
+    return "; ".join(filter(None, problems))
 
 
 def describe(what: str, names: Iterable[str], shown: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""The three parts of a BERT layer: words read words, words read the image, words are thought over."""
+"""The three parts of a BERT layer (self-attention, cross-attention, feed-forward), and the layers made of them."""
 
 # B texts, L words, D width, H heads, d = D / H; states are [B, L, D], or of the words alone [N, D] in a packed layout
 
@@ -20,7 +20,7 @@ Past = tuple[Tensor, Tensor]
 
 
 class StackedLinear(nn.Linear):
-    """Several linear maps of one input, stacked row on row; called with `parts`, only these are computed."""
+    """Several linear maps of one input, stacked row on row. With `parts`, only these are computed."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__(width, parts * width)
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor, words: Layout, cls_only: bool = False) -> Tensor:
-        """The states after reading; with `cls_only` those of each text's first word alone, [B, 1, D]."""
+        """The new states; with `cls_only` those of the first word of each text alone, [B, 1, D]."""
         if cls_only:
             first = words.first(x)
             (q,) = split_heads(self.qkv(first, slice(1)), 1, self.heads)
@@ -63,7 +63,7 @@ class CausalSelfAttention(SelfAttention):
     """Words read the words before them."""
 
     def forward(self, x: Tensor, words: Layout, past: Past | None = None) -> tuple[Tensor, Past]:  # type: ignore[override]
-        """The states after reading, and the keys and values of all words so far, which the next words go on from."""
+        """The new states, and the keys and values of all words so far, which the next call takes as `past`."""
         q, k, v = split_heads(self.qkv(x), 3, self.heads)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
@@ -83,8 +83,8 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, words: Layout, seen: Sequence[Seen], linear: KeyValue, record: list[Tensor] | None = None
     ) -> Tensor:
-        """The states after reading `seen`, of this layer: the last texts read the later of several, a row each; those
-        before read the first, in turns (it may have a single row). `linear` makes this layer's keys and values."""
+        """The states after reading `seen`. If it holds several, the last texts read the later ones, a row each, and the
+        texts before read the first in turns. `linear` makes this layer's keys and values."""
         dropout, q = self.dropout if self.training else 0.0, self.query(x)
         if len(seen) == 1 and seen[0].rows == 1 and record is None:
             q = q.reshape(1, -1, q.shape[-1])  # all texts ask one image: one long row, without padding
@@ -138,7 +138,7 @@ class FusionLayer(nn.Module):
     def read_seen(
         self, x: Tensor, words: Layout, seen: Sequence[Seen], linear: KeyValue, record: list[Tensor] | None = None
     ) -> Tensor:
-        """What follows self-attention."""
+        """The two parts after self-attention."""
         return self.feed_forward(self.cross_attention(x, words, seen, linear, record))
 
 

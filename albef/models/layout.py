@@ -1,6 +1,6 @@
-"""How the words of several texts lie in a tensor: in rows with padding, or one after the other without.
+"""The layout of several texts in one tensor: a row per text with padding, or all words in one row without.
 
-Linear layers don't mind; only attention needs rows.
+Linear layers work on either; only attention needs a row per text.
 """
 
 # P texts, L words of the longest, N words in all, D width
@@ -39,11 +39,11 @@ class Padded:
         return torch.Size() if self.attention_mask is None else self.attention_mask.shape
 
     def spread(self, x: Tensor) -> Tensor:
-        """To rows with padding."""
+        """The states as rows with padding."""
         return x
 
     def collect(self, rows: Tensor) -> Tensor:
-        """Back from rows with padding."""
+        """The inverse of `spread`."""
         return rows
 
     def first(self, x: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ class Padded:
 @tree
 @dataclass(frozen=True)
 class PackedText:
-    """States [N, D] of the words alone, text after text: nothing is computed for padding.
+    """States [N, D] of the words alone, text after text, so that nothing is computed for padding.
 
-    `readable` [P, L] is True where a word may be read. `places` [N] says where each word stands among the P * L places;
-    `words` [P * L] is the number of the word at each place, or at padding any other, which `readable` hides.
+    `readable` [P, L] is True where a word may be read. `places` [N] is the place of each word among all P * L places.
+    `words` [P * L] is the number of the word at each place; at padding it is any number, which `readable` hides.
     """
 
     readable: Tensor
@@ -66,16 +66,17 @@ class PackedText:
 
     @classmethod
     def of(cls, attention_mask: Tensor, device: torch.device | None = None) -> PackedText:
-        """The texts of a mask [P, L] (1 = word), whose first column is a word everywhere, on `device`.
+        """The layout of texts with the mask [P, L] (1 = word), on `device`. Each text must begin with a word.
 
-        From a mask on the host nobody waits for the device to know N.
+        With a mask on the host, N is known without waiting for the device.
         """
         places, words = attention_mask.flatten().nonzero().squeeze(1), attention_mask.flatten().cumsum(0) - 1
         return cls(*(x.to(device, non_blocking=True) for x in (attention_mask.bool(), places, words)))
 
     @classmethod
     def whole(cls, readable: Tensor) -> PackedText:
-        """Texts in full length, padding and all, since the device alone knows which texts they are: N = P * L."""
+        """Texts in full length with their padding, N = P * L: for texts that were chosen on the device, whose number of
+        words the host does not know."""
         places = torch.arange(readable.numel(), device=readable.device)
         return cls(readable.bool(), places, places)
 
@@ -100,7 +101,7 @@ class PackedText:
         return self.readable.shape
 
     def pin_memory(self) -> PackedText:
-        """For a loader that pins its batches: copies to the device then run beside the host's work."""
+        """The same layout in pinned memory, as a loader that pins its batches asks for."""
         return PackedText(*(x.pin_memory() for x in (self.readable, self.places, self.words)))
 
     def to(self, device: torch.device) -> PackedText:
@@ -108,11 +109,11 @@ class PackedText:
         return PackedText(*(x.to(device, non_blocking=True) for x in (self.readable, self.places, self.words)))
 
     def spread(self, x: Tensor) -> Tensor:
-        """To rows with padding."""
+        """The states as rows with padding."""
         return _Spread.apply(x, self.words, self.places).unflatten(0, self.shape)
 
     def collect(self, rows: Tensor) -> Tensor:
-        """Back from rows with padding."""
+        """The inverse of `spread`."""
         return _Collect.apply(rows.flatten(0, 1), self.places)
 
     def first(self, x: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class PackedText:
 
 
 class _Spread(torch.autograd.Function):
-    """What stands in padding is read by nobody, so its gradient is 0, and that of the words is a selection."""
+    """Rows from packed states. Nothing reads the padding, so only the words have a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, words: Tensor, places: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Official names and ours: one strict table for every published model, read in both directions (spec §6.3).
 
 A tensor of ours is one official tensor, or several stacked row on row: BERT's query, key and value, and the key and
-value by which a fusion layer reads the image (the decoder's: the question). What the table leaves out is called
-the same on both sides.
+value by which a fusion layer reads the image (in the decoder: the question). A name that the table leaves out is the
+same on both sides.
 """
 
 from __future__ import annotations
@@ -73,10 +73,9 @@ _HEAD: Names = {
 
 def official_names(config: AlbefConfig, architecture: Architecture = AlbefModel) -> Names:
     """The table: the model's name of every tensor -> the official names of those that it stacks."""
-    modules = _vision_modules(config) | _encoder_modules(config, _text(config, architecture)) | _decoder_modules(config)
     renamed = {
         f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs)
-        for ours, theirs in modules.items()
+        for ours, theirs in _modules(config, _text(config, architecture)).items()
         for kind in ("weight", "bias")
     }
     return {name: renamed.get(name, (name,)) for name in _shapes(config, architecture.__name__)}
@@ -167,23 +166,19 @@ def from_bert(state: State, config: AlbefConfig, source: str = "the BERT file") 
 
 
 def _text(config: AlbefConfig, architecture: Architecture) -> str:
-    """Where BERT stands: a level lower if it has an MLM head above it."""
+    """The official prefix of BERT, which is `text_encoder.bert.` in models with an MLM head."""
     return BERT if architecture is AlbefModel and config.mlm_head else TEXT
 
 
-def _vision_modules(config: AlbefConfig) -> Names:
-    modules: Names = {"visual_encoder.patch_embed": ("visual_encoder.patch_embed.proj",)}
-    for index in range(config.vision_layers):
-        block = f"visual_encoder.blocks.{index}."
-        modules |= _prefixed(block, block, _BLOCK)
-    return modules
-
-
-def _encoder_modules(config: AlbefConfig, text: str) -> Names:
-    lower = config.text_layers
-    fusion, pairs = range(lower, lower + config.fusion_layers), range(lower, lower + 2 * config.fusion_layers)
+def _modules(config: AlbefConfig, text: str) -> Names:
+    """Of all modules that any model of ours has; `text` is where BERT stands."""
+    blocks = [f"visual_encoder.blocks.{index}." for index in range(config.vision_layers)]
+    lower, depth = config.text_layers, config.fusion_layers
+    fusion, pairs = range(lower, lower + depth), range(lower, lower + 2 * depth)
     return (
-        _prefixed(TEXT, text, _WORDS)
+        {"visual_encoder.patch_embed": ("visual_encoder.patch_embed.proj",)}
+        | {ours: theirs for block in blocks for ours, theirs in _prefixed(block, block, _BLOCK).items()}
+        | _prefixed(TEXT, text, _WORDS)
         | _stack(TEXT, text, range(lower))
         | _stack("fusion_encoder.", text, fusion)
         | _stack("pair_encoder.", text, pairs)
@@ -191,16 +186,10 @@ def _encoder_modules(config: AlbefConfig, text: str) -> Names:
         | _keys_values("fusion_encoder.image_keys_values.", text, fusion)
         # each two layers share theirs; on loading, the original keeps what it finds under the second's name
         | _keys_values("pair_encoder.image_keys_values.", text, pairs[1::2])
-    )
-
-
-def _decoder_modules(config: AlbefConfig) -> Names:
-    layers = range(config.fusion_layers)
-    return (
-        _prefixed("decoder.words.", DECODER, _WORDS)
-        | _stack("decoder.", DECODER, layers)
+        | _prefixed("decoder.words.", DECODER, _WORDS)
+        | _stack("decoder.", DECODER, range(depth))
         | _prefixed("decoder.head", "text_decoder.", _HEAD)
-        | _keys_values("decoder.question_keys_values.", DECODER, layers)
+        | _keys_values("decoder.question_keys_values.", DECODER, range(depth))
     )
 
 
@@ -227,21 +216,16 @@ def _layer_before(name: str) -> str:
 def _translate(
     state: State, table: Names, config: AlbefConfig, architecture: Architecture, source: str
 ) -> dict[str, Tensor]:
-    shapes = _official_shapes(table, config, architecture)
-    wrong = (
-        f"{name} (expected {list(shapes[name])}, got {list(state[name].shape)})"
-        for name in shapes.keys() & state.keys()
-        if shapes[name] != tuple(state[name].shape)
-    )
-    problems = [
-        folders.describe("missing", shapes.keys() - state.keys()),
-        folders.describe("left over", state.keys() - shapes.keys()),
-        folders.describe("of another shape", wrong),
-    ]
-    if any(problems):
+    whole = _shapes(config, architecture.__name__)
+    shapes = {
+        name: (whole[ours][0] // len(theirs), *whole[ours][1:]) if len(theirs) > 1 else whole[ours]
+        for ours, theirs in table.items()
+        for name in theirs
+    }
+    if problems := folders.misfits(shapes, state):
         raise AlbefValueError(
-            f"{source} does not fit: {'; '.join(filter(None, problems))}. Only files of ALBEF's own code, DeiT and "
-            "BERT can be read, with the sizes of the configuration"
+            f"{source} does not fit: {problems}. Only files of ALBEF's own code, DeiT and BERT can be read, with the "
+            "sizes of the configuration"
         )
     rows = {ours: [state[name].float() for name in theirs] for ours, theirs in table.items()}
     return {ours: torch.cat(parts) if len(parts) > 1 else parts[0] for ours, parts in rows.items()}
@@ -252,15 +236,6 @@ def _shapes(config: AlbefConfig, architecture: str) -> Mapping[str, tuple[int, .
     """Our name of every tensor of the model -> its shape."""
     with torch.device("meta"):
         return {name: tuple(one.shape) for name, one in ARCHITECTURES[architecture](config).state_dict().items()}
-
-
-def _official_shapes(table: Names, config: AlbefConfig, architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    whole = _shapes(config, architecture.__name__)
-    return {
-        name: (whole[ours][0] // len(theirs), *whole[ours][1:]) if len(theirs) > 1 else whole[ours]
-        for ours, theirs in table.items()
-        for name in theirs
-    }
 
 
 def without_bert(name: str) -> str:
@@ -274,7 +249,7 @@ def _position_ids(config: AlbefConfig, architecture: Architecture) -> list[str]:
 
 
 def _without_copies(state: State, config: AlbefConfig, architecture: Architecture, source: str) -> dict[str, Tensor]:
-    """Leaves out what can be told from the rest, once it is seen to agree."""
+    """Leaves out second copies and position ids. ValueError if they disagree with the rest."""
     rest = dict(state)
     for alias, name in aliases(config, architecture).items():
         if alias in rest and name in rest and not rest.pop(alias).equal(rest[name]):
@@ -291,7 +266,7 @@ def rank(state: State, name: str) -> int | None:
 
 
 def square_grid(state: State, source: str) -> tuple[int, int]:
-    """The patch grid of a file, which leaves only the number of patches."""
+    """The patch grid of a file, (rows, columns). A file has only their number, so it must be square."""
     if rank(state, POSITIONS) != 3:
         raise AlbefValueError(f"{source}: expected {POSITIONS} of shape [1, 1 + patches, width]")
     patches = state[POSITIONS].shape[1] - 1

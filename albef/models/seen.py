@@ -1,4 +1,4 @@
-"""What a layer reads besides its own words: an image or a question, by keys and values, or by its tokens alone."""
+"""What cross-attention reads, an image or a question: as keys and values, or as its tokens alone."""
 
 # B texts, L words, I images (or questions), S tokens of each, D width, Dv width of the tokens, H heads, d = D / H
 
@@ -15,17 +15,18 @@ from albef.models.tree import tree
 
 
 class KeyValue(nn.Linear):
-    """Makes the keys and values by which one layer reads tokens, or answers queries without making any."""
+    """Makes the keys and values by which one layer reads tokens, or attends to the tokens without making any."""
 
     def __init__(self, seen_width: int, width: int, heads: int) -> None:
         super().__init__(seen_width, 2 * width)
         self.heads = heads
 
     def forward(self, tokens: Tensor, q: Tensor | None = None) -> Tensor:
-        """Tokens [I, S, Dv] -> keys and values [I, S, 2 * D]; with queries [I, L, D]: what these find, [I, L, D].
+        """Tokens [I, S, Dv] -> keys and values [I, S, 2 * D]; with queries [I, L, D] -> attention's output [I, L, D].
 
-        Since q (W x) = (q W) x, the queries take on the keys' weights, and what they find takes on the values'. For
-        few queries that is less to compute than keys and values. The keys' bias moves all scores alike.
+        Since q (W x) = (q W) x, the keys' weights can be applied to the queries instead of the tokens, and the values'
+        weights to the output. For few queries that is less to compute than keys and values. The bias of the keys adds
+        the same to all scores of a query, so it is left out.
         """
         if q is None:
             return super().forward(tokens)
@@ -42,10 +43,10 @@ class KeyValue(nn.Linear):
 @tree
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of what is read, in every layer that reads it: [I, S, 2 * D] each.
+    """Keys and values of images or questions, [I, S, 2 * D] for every layer that reads them.
 
-    Compute them once for all that read the same; rows are taken as from a tensor, by numbers in a tensor or by a
-    slice. `mask` [I, 1, 1, S] is True where a token may be read; None lets all be read.
+    They are computed once for all texts that read the same. Rows are taken as from a tensor, by a tensor of numbers or
+    a slice. `mask` [I, 1, 1, S] is True where a token may be read; None lets all be read.
     """
 
     layers: Sequence[Tensor]
@@ -59,13 +60,13 @@ class KeysValues:
         return KeysValues([layer[rows] for layer in self.layers], None if self.mask is None else self.mask[rows])
 
     def of_layer(self, index: int) -> KeysValues:
-        """Those of one layer alone."""
+        """Keys and values of one layer alone."""
         return KeysValues(self.layers[index : index + 1], self.mask)
 
     def attend(self, q: Tensor, linear: KeyValue, dropout: float = 0.0, record: list[Tensor] | None = None) -> Tensor:
-        """Queries [I, L, D] of one layer -> what they find in its keys and values, [I, L, D].
+        """Queries [I, L, D] of one layer -> the attention's output [I, L, D].
 
-        `linear` is what made these; the rest is `attention.attend`'s.
+        `linear` has made the keys and values; the other arguments are those of `attention.attend`.
         """
         (q,), (layer,) = split_heads(q, 1, linear.heads), self.layers
         keys, values = split_heads(layer, 2, linear.heads)
@@ -75,7 +76,7 @@ class KeysValues:
 @tree
 @dataclass(frozen=True)
 class Tokens:
-    """What is read, [I, S, Dv], without keys and values: for few words, where making them would be most of the work."""
+    """Tokens [I, S, Dv] without keys and values: for few words, where making these would be most of the work."""
 
     tokens: Tensor
 
@@ -100,7 +101,7 @@ Seen = KeysValues | Tokens
 
 
 def attend_in_turns(q: Tensor, seen: Seen, linear: KeyValue, dropout: float, record: list[Tensor] | None) -> Tensor:
-    """Rows q [turns * I, L, D] ask I images, in turns: an image's keys and values are never copied."""
+    """Attention of q [turns * I, L, D] over I images, in turns, without copying the images' keys and values."""
     turns, length = q.shape[0] // seen.rows, q.shape[1]
     if turns == 1:
         return seen.attend(q, linear, dropout, record)
@@ -112,7 +113,8 @@ def attend_in_turns(q: Tensor, seen: Seen, linear: KeyValue, dropout: float, rec
 def attend_to_all(
     q: Tensor, seen: Sequence[Seen], linear: KeyValue, dropout: float, record: list[Tensor] | None
 ) -> Tensor:
-    """Rows q [B, L, D] ask what is seen: the last rows all but the first of `seen`, those before the first in turns."""
+    """Attention of q [B, L, D] over all of `seen`: its last rows read all but the first, a row each; the rows
+    before read the first in turns."""
     sizes = [part.rows for part in seen[1:]]
     asking = q.split([q.shape[0] - sum(sizes), *sizes]) if sizes else [q]
     found = [attend_in_turns(some, part, linear, dropout, record) for some, part in zip(asking, seen, strict=True)]

@@ -1,4 +1,4 @@
-"""A saved model as the start of another: what is copied from where, what is new, what is dropped (spec §6.4)."""
+"""Starts a model from another saved one: what is copied, what is new, and what is dropped (spec §6.4)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _FREE = {"image_size", "dropout", "init_std", "mlm_head"}  # may differ from tho
 
 
 def origins(config: AlbefConfig) -> dict[str, str]:
-    """The table: a part of a fine-tuned model -> the part of a pre-trained one that it starts from.
+    """Parts of a fine-tuned model -> the parts of a pre-trained model that they start from.
 
-    A part that the start has under its own name is taken from there.
+    A part that the saved model has under the same name is taken from there instead.
     """
     pairs = {f"pair_encoder.layers.{i}.": f"fusion_encoder.layers.{i // 2}." for i in range(2 * config.fusion_layers)}
     return pairs | {
@@ -73,9 +73,9 @@ def start_from(model: Backbone, state: State, config: AlbefConfig, source: str) 
 
 
 def start_teacher(model: Backbone, state: State, config: AlbefConfig, source: str) -> dict[str, Tensor]:
-    """The state of a teacher for `model`, which has started already, from that of the teacher at its start.
+    """The state of a teacher for `model`, which `start_from` has filled, from the `state` of the start's teacher.
 
-    What is new in the model, the teacher copies. Errors as `start_from`.
+    What is new in the model is copied from the model. Errors as `start_from`.
     """
     teacher = deepcopy(model)
     start_from(teacher, state, config, f"the teacher of {source}")
@@ -85,14 +85,14 @@ def start_teacher(model: Backbone, state: State, config: AlbefConfig, source: st
 def load_start(
     model: Backbone, folder: str | Path
 ) -> tuple[list[str], dict[str, Tensor] | None, dict[str, Tensor] | None]:
-    """Starts `model` from a saved one: a report in words, and the states of its teacher and queues if saved along.
+    """Starts `model` from a saved one. Returns a report in words, and the saved states of teacher and queues.
 
-    Without one the teacher is to copy the model, once it has started. Errors as `start_from` and `folders.load`.
+    If the teacher's is None, the teacher should copy the model. Errors as `start_from` and `folders.load`.
     """
     values, state = folders.load(folder)
     teacher, queue = folders.load_training(folder)
     config, notes = AlbefConfig.from_dict(values), []
-    theirs, ours = values.get("labels"), model.options().get("labels")
+    theirs, ours = tuple(values.get("labels", ())), model.labels
     if theirs and ours and theirs != ours:
         notes = [f"dropped: cls_head, whose labels are {', '.join(theirs)} instead of {', '.join(ours)}"]
         state, teacher = _without_head(state), teacher and _without_head(teacher)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -39,8 +39,8 @@ class Positives(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoders say of a batch. After the texts, `text` holds the states of the same texts with masked words,
-    if there are any: [2 N, D]."""
+    """What the encoders give for a batch. Where texts with masked words are encoded too, their states follow those of
+    the texts in `text`: [2 N, D]."""
 
     image: Tensor  # [B, S, Dv]
     text: Tensor  # [N, D], packed
@@ -50,7 +50,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Taught:
-    """What is kept of the teacher's pass: its tokens and states are gone before the student holds anything."""
+    """What is kept of the teacher's pass. Its tokens and states are freed before the student needs memory."""
 
     z_image: Tensor  # [B, E], of length 1
     z_text: Tensor  # [B, E], of length 1
@@ -95,9 +95,9 @@ class Matched:
 
 
 class AlignObjective(nn.Module):
-    """The phases of a step that every objective with ITC and ITM has; it owns the momentum teacher and the queues.
+    """The phases of a step with ITC and ITM, for pre-training and retrieval. Owns the momentum teacher and the queues.
 
-    `begin_step` moves the teacher and `end_step` the queue; what lies between changes nothing.
+    `begin_step` updates the teacher and `end_step` the queue; the phases between them change no state.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class AlignObjective(nn.Module):
     def features(
         self, model: AlbefModel, batch: PairBatch, words: PackedText, masked_ids: Tensor | None = None
     ) -> Features:
-        """What `model`, the student or the teacher, says of a batch; masked texts follow the texts in one pass."""
+        """What `model`, the student or the teacher, gives for a batch. Masked texts follow the texts in one pass."""
         image, ids = model.encode_image(batch["pixel_values"]), batch["input_ids"]
         if masked_ids is None:
             text = model.encode_text(ids, words)
@@ -139,18 +139,38 @@ class AlignObjective(nn.Module):
         return Features(image, text, model.project_image(image), model.project_text(words.first(text)))
 
     def align(self, batch: PairBatch, found: Features, taught: Taught, alpha: float) -> Aligned:
-        """ITC of the student's vectors against the teacher's and the queue's; `alpha` is the teacher's share."""
+        """ITC of the student's vectors against the teacher's and the queue's, which stays as it is. `alpha` is the
+        teacher's share of the targets."""
         alpha, factor = mixture(alpha, self.weights.itc, self.weights.itc_mod)
-        aligned = align(batch, found, taught, self.queue, self.model.temp, alpha, self.positives)
-        return aligned if factor == 1 else replace(aligned, losses=aligned.losses * factor)
+        temp, positives = self.model.temp, self.positives
+        with torch.autocast(temp.device.type, enabled=False):  # similarities / temperature need all of float32
+            own = (taught.z_image, taught.z_text, batch["image_id"], batch["text_id"])
+            everyone, count = _of_all_ranks(own), own[0].shape[0]
+            first = distributed.rank() * count if positives.all_ranks else 0
+            image_c, text_c, image_id_c, text_id_c = (
+                torch.cat([fresh, queued])
+                for fresh, queued in zip(everyone if positives.all_ranks else own, self.queue.contents(), strict=True)
+            )  # [C, E], [C, E], [C], [C]
+            with torch.no_grad():
+                rows = torch.arange(count, device=temp.device)
+                same = rows[:, None] + first == torch.arange(image_c.shape[0], device=temp.device)
+                if positives.same_image:
+                    same |= batch["image_id"][:, None] == image_id_c
+                if positives.same_text:
+                    same |= batch["text_id"][:, None] == text_id_c
+                targets_i2t = contrastive_targets(same, taught.z_image @ text_c.T / temp, alpha)
+                targets_t2i = contrastive_targets(same, taught.z_text @ image_c.T / temp, alpha)
+            logits_i2t, logits_t2i = found.z_image @ text_c.T / temp, found.z_text @ image_c.T / temp
+            losses = (soft_cross_entropies(logits_i2t, targets_i2t) + soft_cross_entropies(logits_t2i, targets_t2i)) / 2
+            losses = losses if factor == 1 else losses * factor
+            return Aligned(logits_i2t, logits_t2i, targets_i2t, targets_t2i, same, first, losses, everyone)
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, itm_negatives] each, -1 where there is none."""
         if not self.hard_negatives:
             logits_i2t, logits_t2i = torch.zeros_like(logits_i2t), torch.zeros_like(logits_t2i)
-        return draw_negatives(logits_t2i, same, self.itm_negatives), draw_negatives(
-            logits_i2t, same, self.itm_negatives
-        )
+        images = draw_negatives(logits_t2i, same, self.itm_negatives)
+        return images, draw_negatives(logits_i2t, same, self.itm_negatives)
 
     def match(self, fused: Tensor, image_n: Tensor, text_n: Tensor) -> Matched:
         """ITM of the fused `[CLS]` [B + 2 B n, 1, D] of `with_negatives`; -1 stands for a negative that isn't there."""
@@ -169,38 +189,6 @@ def words_of(batch: PairBatch, model: Backbone) -> PackedText:
     return batch.get("words") or PackedText.of(batch["attention_mask"], model.device)
 
 
-def align(
-    batch: PairBatch,
-    found: Features,
-    taught: Taught,
-    queue: FeatureQueue,
-    temp: Tensor,
-    alpha: float,
-    positives: Positives,
-) -> Aligned:
-    """ITC of the student's image and text vectors against the teacher's and the queue's, which stays as it is."""
-    with torch.autocast(temp.device.type, enabled=False):  # similarities / temperature need all of float32
-        own = (taught.z_image, taught.z_text, batch["image_id"], batch["text_id"])
-        everyone, count = _of_all_ranks(own), own[0].shape[0]
-        first = distributed.rank() * count if positives.all_ranks else 0
-        image_c, text_c, image_id_c, text_id_c = (
-            torch.cat([fresh, queued])
-            for fresh, queued in zip(everyone if positives.all_ranks else own, queue.contents(), strict=True)
-        )  # [C, E], [C, E], [C], [C]
-        with torch.no_grad():
-            rows = torch.arange(count, device=temp.device)
-            same = rows[:, None] + first == torch.arange(image_c.shape[0], device=temp.device)
-            if positives.same_image:
-                same |= batch["image_id"][:, None] == image_id_c
-            if positives.same_text:
-                same |= batch["text_id"][:, None] == text_id_c
-            targets_i2t = contrastive_targets(same, taught.z_image @ text_c.T / temp, alpha)
-            targets_t2i = contrastive_targets(same, taught.z_text @ image_c.T / temp, alpha)
-        logits_i2t, logits_t2i = found.z_image @ text_c.T / temp, found.z_text @ image_c.T / temp
-        losses = (soft_cross_entropies(logits_i2t, targets_i2t) + soft_cross_entropies(logits_t2i, targets_t2i)) / 2
-        return Aligned(logits_i2t, logits_t2i, targets_i2t, targets_t2i, same, first, losses, everyone)
-
-
 def _of_all_ranks(own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Features [B, E] of images and texts and ids [B] of both -> those of all ranks, gathered kind by kind."""
     if distributed.world_size() == 1:
@@ -212,15 +200,15 @@ def _of_all_ranks(own: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def with_negatives(text: Tensor, words: PackedText, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, PackedText]:
-    """What matching fuses, given packed states [N, D]: each text for its own image, then for each image its
-    negative texts [B, n], then each text again for its negative images [B, n]."""
+    """The texts that ITM fuses, from packed states [N, D]: each text for its own image, then the negative texts of each
+    image [B, n], then each text again for its negative images [B, n]."""
     chosen, copies = text_n.T.flatten(), image_n.shape[1]
     states = torch.cat([text, words.spread(text)[chosen].flatten(0, 1), *[text] * copies])
     return states, PackedText.join(words, PackedText.whole(words.readable[chosen]), *[words] * copies)
 
 
 def seen_by(keys_values: KeysValues, image_n: Tensor) -> tuple[KeysValues, KeysValues]:
-    """What the texts of `with_negatives` see: the own images in turns, and at last the negative ones."""
+    """The images that the texts of `with_negatives` read: the own images in turns, then the negative ones."""
     return keys_values, keys_values[image_n.T.flatten()]
 
 

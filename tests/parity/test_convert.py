@@ -6,7 +6,7 @@ import torch
 from albef.conversion import convert
 from albef.data.text import build_tokenizer
 from albef.models.albef import AlbefModel
-from albef.models.convert import convert_file, initial_model, read_checkpoint
+from albef.models.convert import check_vocabulary, initial_model, read_checkpoint, write_folder
 from albef.models.folders import load_training
 from albef.models.names import aliases, from_official, official_names, to_official
 from albef.models.start import load_model
@@ -146,9 +146,8 @@ def test_half_precision_is_widened(official, read, tmp_path):
 def test_converted_folder(name, tmp_path, image_size):
     size = golden.json_of("meta")["ft_config"]["image_res"] if image_size else None
     read = golden.checkpoint(name, image_size=size)
-    heads = {"vision_heads": read.config.vision_heads, "text_heads": read.config.text_heads}
-    vocabulary = build_tokenizer(golden.vocabulary()).get_vocab()
-    report = convert_file(golden.folder() / f"{name}.pth", tmp_path, vocabulary, size, **heads)
+    check_vocabulary(read.config, build_tokenizer(golden.vocabulary()).get_vocab(), name)
+    report = write_folder(read, name, tmp_path)
     model = load_model(tmp_path)
     assert type(model) is read.architecture
     assert_equal(model.state_dict(), read.model)

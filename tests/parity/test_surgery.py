@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from albef.models.albef import AlbefModel
-from albef.models.convert import convert_file
+from albef.models.convert import read_checkpoint, write_folder
 from albef.models.names import ALIASES, POSITIONS, aliases, official_names, to_official
 from albef.models.start import load_start
 from albef.models.vit import resize_positions
@@ -150,7 +150,7 @@ def test_teacher_of_pairs_is_to_copy_the_started_model():
 def test_the_same_by_way_of_a_folder(name, tmp_path):
     model, teacher, report = started(name)
     heads = {"vision_heads": model.config.vision_heads, "text_heads": model.config.text_heads}
-    convert_file(golden.folder() / "pretrain.pth", tmp_path, **heads)
+    write_folder(read_checkpoint(golden.folder() / "pretrain.pth", **heads), "pretrain.pth", tmp_path)
     again = type(model)(model.config)
     found, state, _ = load_start(again, tmp_path)
     assert found == report and state is not None
