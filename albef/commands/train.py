@@ -21,7 +21,8 @@ usage: albef train NAME [--out FOLDER] [--FIELD VALUE ...]
        albef train --resume FOLDER
 
 Runs a recipe. `albef recipes` lists the names, `albef train NAME --help` every field of one. The folder receives
-recipe.json, log.jsonl, two checkpoints, and at the end model/. Ctrl-C or SIGTERM saves; the same command, or --resume, goes on.
+recipe.json, log.jsonl, two checkpoints, and at the end model/. Ctrl-C or SIGTERM saves; the same command, or --resume,
+goes on.
 """
 
 
