@@ -33,7 +33,7 @@ from albef.data.progress import tracked
 from albef.data.reading import is_passing
 from albef.data.records import THREADS, Record, Source
 from albef.data.text import clean_caption
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 
 Item = TypeVar("Item")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
@@ -305,9 +305,9 @@ def make_loader(
     `if __name__ == "__main__":`.
     """
     return _Loader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=functools.partial(_collated, collate),
         num_workers=workers,
         worker_init_fn=_start_worker,
         multiprocessing_context=_context() if workers else None,
@@ -316,13 +316,40 @@ def make_loader(
     )
 
 
+class _Guarded(Dataset[Any]):
+    """Hands out whole lists of samples, or in place of one the error that a user can mend.
+
+    PyTorch would raise the error of a worker again with the worker's traceback inside the message.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, pairs: Sequence[Pair]) -> list[Any] | AlbefError:
+        try:
+            return [self.dataset[pair] for pair in pairs]
+        except AlbefError as error:
+            return error
+
+
+def _collated(collate: Callable[[Any], dict[str, Any]], samples: list[Any] | AlbefError) -> dict[str, Any] | AlbefError:
+    if isinstance(samples, AlbefError):
+        return samples
+    try:
+        return collate(samples)
+    except AlbefError as error:
+        return error
+
+
 class _Loader(DataLoader[Any]):
-    """Says what a user can do where PyTorch says that a worker ended."""
+    """Raises a worker's AlbefError as it is, and says what a user can do where PyTorch says that a worker ended."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         batches = 0
         try:
             for batch in super().__iter__():
+                if isinstance(batch, AlbefError):
+                    raise batch
                 yield batch
                 batches += 1
         except RuntimeError as error:
