@@ -6,6 +6,8 @@ import io
 import os
 import stat
 import struct
+import unicodedata
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from albef.data.broken import BrokenImage
 from albef.data.formats import FORMATS
-from albef.data.reading import is_passing, patiently
+from albef.data.reading import foreign, is_passing, patiently
 from albef.errors import AlbefRuntimeError
 
 T = TypeVar("T")
@@ -73,8 +75,10 @@ def _opened(source: ImageSource, name: str | None, decode: Callable[[Image.Image
     except Image.DecompressionBombError as error:
         raise BrokenImage(name, f"absurdly large ({error})", "scale it down or leave it out") from error
     except UnidentifiedImageError as error:
-        reason = "the file is empty (0 bytes)" if _is_empty(source) else "not an image in a known format"
-        raise BrokenImage(name, reason, "fetch it again or leave it out") from error
+        start = _start_of(source)
+        reason = "not an image in a known format" if start else "the file is empty (0 bytes)"
+        what = foreign(start) and f": it is {foreign(start)}"
+        raise BrokenImage(name, reason, f"fetch it again or leave it out{what}") from error
     except Exception as error:  # damaged files make the decoders raise nearly anything, from OSError to SyntaxError
         raise BrokenImage(name, f"damaged ({error})", "fetch it again or leave it out") from error
 
@@ -104,17 +108,33 @@ def _read(file: str | Path | BinaryIO, name: str, decode: Callable[[Image.Image]
 def _check_file(path: str | Path, name: str) -> None:
     """BrokenImage unless there is a file. Faults of the system pass, for `patiently` to wait for."""
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
-        is_file = False
+        near = _near(str(path))
+        raise BrokenImage(name, "no such file", f"there is {near!r}; {_CHECK}" if near else _CHECK) from None
     except OSError as error:
         if is_passing(error):
             raise
         raise BrokenImage(name, f"no file of this name can be read ({error.strerror})", _CHECK) from error
     except ValueError as error:  # a null character
         raise BrokenImage(name, f"no file can have this name ({error})", _CHECK) from error
-    if not is_file:
-        raise BrokenImage(name, "no such file", _CHECK)
+    if not stat.S_ISREG(mode):
+        raise BrokenImage(name, f"it is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, not an image", _CHECK)
+
+
+def _near(path: str) -> str:
+    """A file that `path` may mean: with slashes for backslashes, without spaces around it, its letters spelt otherwise,
+    its suffix in other letters; empty if there is none."""
+    stem, suffix = os.path.splitext(path)
+    folder, base = os.path.split(path)
+    tries = (
+        path.replace("\\", "/"),
+        os.path.join(folder, base.strip()),
+        urllib.parse.unquote(path),
+        *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")),
+        *(stem + other for other in (suffix.lower(), suffix.upper())),
+    )
+    return next((found for found in tries if found != path and os.path.isfile(found)), "")
 
 
 def _pixels_alone(source: ImageSource) -> bytes | None:
@@ -148,12 +168,15 @@ def _name_of(source: ImageSource) -> str:
     raise TypeError(f"cannot open a {type(source).__name__} as an image; give a path, bytes or a binary stream")
 
 
-def _is_empty(source: ImageSource) -> bool:
+def _start_of(source: ImageSource) -> bytes:
+    """The first bytes of a file; none if it is empty."""
     if isinstance(source, bytes):
-        return not source
+        return source[:512]
     if isinstance(source, (str, Path)):
-        return Path(source).stat().st_size == 0
-    return source.seek(0, io.SEEK_END) == 0
+        with open(source, "rb") as file:
+            return file.read(512)
+    source.seek(0)
+    return source.read(512)
 
 
 def _whole(image: Image.Image) -> Image.Image:
