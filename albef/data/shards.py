@@ -160,12 +160,11 @@ class _Shard:
         captions = captions_in(about.get("caption")) or captions_in(
             decoded(self.read(text) or b"", name, "its caption")
         )
+        if about and not captions and "caption" in about:
+            raise AlbefValueError(f'{name}: its "caption" holds no text; give a string or a list of strings')
         if about and not captions:
-            found = "that is no text" if "caption" in about else f"but {', '.join(map(repr, about))[:80]}"
-            rule = 'captions are its "caption", a string or a list of strings, or stand in KEY.txt'
-            raise AlbefValueError(
-                f'{name}: its JSON has {"a" if "caption" in about else "no"} "caption", {found}; {rule}'
-            )
+            found = ", ".join(map(repr, about))[:80]
+            raise AlbefValueError(f'{name}: its JSON has no "caption", but {found}; call the captions "caption"')
         return captions, whole(category) if isinstance(category, str) else None
 
     def read(self, span: Span) -> bytes | None:

@@ -68,8 +68,8 @@ class TestShards:
     @pytest.mark.parametrize(
         ("facts", "message"),
         [
-            ('{"text": "a dog"}', "its JSON has no \"caption\", but 'text'; captions are"),
-            ('{"caption": 7}', 'its JSON has a "caption", that is no text'),
+            ('{"text": "a dog"}', "its JSON has no \"caption\", but 'text'; call the captions"),
+            ('{"caption": 7}', 'its "caption" holds no text; give a string or a list'),
             ('{"caption": "a", "caption": "b"}', r'its JSON is damaged \("caption" twice\)'),
             ('{"caption": 1' + "0" * 5000 + "}", r"its JSON is damaged \(a number of 5,001 digits"),
         ],
@@ -157,7 +157,7 @@ class TestPaths:
         monkeypatch.chdir(tmp_path)
         Path("d").mkdir()
         Path("d/a b.png").write_bytes(RED)
-        with pytest.raises(BrokenImage, match=r"no such file; there is 'd/a b\.png'; check the path"):
+        with pytest.raises(BrokenImage, match=r"no such file, but there is 'd/a b\.png'; check the path"):
             open_image(wrong)
 
     def test_a_folder_is_no_image(self, tmp_path):
