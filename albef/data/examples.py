@@ -155,17 +155,21 @@ def _answers(record: dict[str, Any]) -> tuple[str, ...]:
     return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
+def _label(record: dict[str, Any]) -> str | None:
+    return record["label"].strip() if "label" in record else None
+
+
 def _vqa_facts(record: dict[str, Any]) -> dict[str, Any]:
     weight = VG_WEIGHT if _is_vg(record) else 1.0
     return {"text": record["question"], "answers": _answers(record), "weight": weight}
 
 
 def _classification_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": record.get("label")}
+    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": _label(record)}
 
 
 def _pair_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": record["sentence"], "label": record.get("label")}
+    return {"text": record["sentence"], "label": _label(record)}
 
 
 def _phrase_facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -244,8 +248,9 @@ def _text_faults(record: dict[str, Any], *names: str) -> Iterator[Fault]:
 
 
 def _label_faults(record: dict[str, Any]) -> Iterator[Fault]:
-    if not isinstance(record.get("label", ""), str):
-        yield '"label" to be a string, or missing', record["label"]
+    label = record.get("label", "unknown")
+    if not isinstance(label, str) or not label.strip():
+        yield '"label" to be a string, or missing', label
 
 
 def _key_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:

@@ -119,7 +119,9 @@ def _check_file(path: str | Path, name: str) -> None:
     except ValueError as error:  # a null character
         raise BrokenImage(name, f"no file can have this name ({error})", _CHECK) from error
     if not stat.S_ISREG(mode):
-        raise BrokenImage(name, f"it is {'a folder' if stat.S_ISDIR(mode) else 'no file'}, not an image", _CHECK)
+        raise BrokenImage(
+            name, f"it is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, not an image", _CHECK
+        )
 
 
 def _near(path: str) -> str:

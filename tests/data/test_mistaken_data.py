@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import os
+import pickle
 import tarfile
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from albef.data.broken import BrokenImage
 from albef.data.examples import open_examples
 from albef.data.images import open_image
 from albef.data.sources import open_sources
+from albef.data.text import SPECIALS, build_tokenizer, load_tokenizer
 from albef.errors import AlbefValueError
 from albef.metrics.boxes import iou
 from albef.metrics.nlvr2 import nlvr2_accuracy
@@ -130,6 +132,27 @@ class TestLists:
     def test_examples(self, tmp_path, kind, record, message):
         with pytest.raises(AlbefValueError, match=rf"l\.json, record 0: expected {message}"):
             open_examples(kind, [str(write_json(tmp_path / "l.json", [record]))])
+
+    def test_labels(self, tmp_path):
+        record = {"image": "a.png", "sentence": "s", "label": " neutral\n"}
+        source = open_examples("classification", [str(write_json(tmp_path / "l.json", [record]))])
+        assert source[0].label == "neutral"
+        with pytest.raises(
+            AlbefValueError, match='record 0: expected "label" to be a string, or missing, got a string'
+        ):
+            open_examples("classification", [str(write_json(tmp_path / "l.json", [record | {"label": " "}]))])
+
+    def test_no_references(self, tmp_path):
+        (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([]))
+        (tmp_path / "instances.json").write_text('{"images": [], "annotations": []}')
+        with pytest.raises(AlbefValueError, match=r"refs\(unc\)\.p: it holds no references; unpack"):
+            open_examples("phrases", [str(tmp_path)])
+
+    def test_vocabularies(self, tmp_path):
+        (tmp_path / "v.txt").write_bytes("\r\n".join([*SPECIALS, "a", "b\u2028c", "", ""]).encode())
+        assert load_tokenizer(str(tmp_path / "v.txt")).get_vocab_size() == 7
+        with pytest.raises(AlbefValueError, match="the vocabulary has 'a' on 2 lines; leave one"):
+            build_tokenizer([*SPECIALS, "a", "a", "b"])
 
 
 class TestPaths:
