@@ -54,7 +54,7 @@ def _first_dot(stem: str) -> tuple[str, str]:
 
 @dataclass
 class PassedOver:
-    """What was left out, or had to be guessed at, in one shard or folder. All are numbers of samples."""
+    """What was left out, or had to be guessed at, in shards or a folder; where nothing else stands, in samples."""
 
     without_image: int = 0
     without_caption: int = 0

@@ -209,8 +209,7 @@ class FolderSource:
             key=lambda pair: pair[0].split("/"),
         )
         if not pairs:
-            hint = next((hint for suffix in (*TAR_SUFFIXES, ".json") if (hint := _instead(folder, suffix))), "")
-            hint = hint or "put KEY.txt beside KEY.jpg"
+            hint = _instead(folder)
             found = f" ({'; '.join(gathered.passed.sentences())})" if gathered.passed else ""
             images = gathered.passed.without_caption
             raise AlbefValueError(
@@ -232,16 +231,13 @@ class FolderSource:
         return captions_in(decoded(patiently(path.read_bytes, str(path)), str(path), "its caption").splitlines())
 
 
-def _instead(folder: Path, suffix: str) -> str:
-    """What to name in the folder's place, if it has files that end so."""
-    files = [path.name for path in folder.glob(f"*{suffix}") if not is_companion(path.name)]
-    if not files or (suffix == ".json" and len(files) > 1):
-        return ""
-    return (
-        f"it has the list {files[0]}: write {folder}/{files[0]}"
-        if suffix == ".json"
-        else (f"it has {len(files)} shards: write {folder}/*{suffix}")
-    )
+def _instead(folder: Path) -> str:
+    """Says what to name in the place of a folder without pairs, or else how a pair looks."""
+    for suffix in TAR_SUFFIXES:
+        if shards := [path for path in folder.glob(f"*{suffix}") if not is_companion(path.name)]:
+            return f"it has {len(shards)} shards: write {folder}/*{suffix}"
+    lists = list(folder.glob("*.json"))
+    return f"it has {lists[0].name}: write {lists[0]}" if len(lists) == 1 else "put KEY.txt beside KEY.jpg"
 
 
 def _files_below(folder: Path) -> Iterator[str]:
