@@ -34,7 +34,10 @@ def identity(image: Pixels) -> Pixels:
 
 
 def auto_contrast(image: Pixels, official: bool = False) -> Pixels:
-    """Stretch every channel to 0..255. `official`: its uint8 overflow makes channels without a 0 white (#134)."""
+    """Stretches every channel to 0..255.
+
+    `official` keeps the original's overflow of uint8, which makes channels without a 0 white (#134).
+    """
     opened = Image.fromarray(image)
     return _look_up(opened, [_stretch(counts, official) for counts in _histograms(opened)])
 
@@ -49,7 +52,7 @@ def _stretch(counts: NDArray[np.int64], official: bool) -> Pixels:
 
 
 def equalize(image: Pixels) -> Pixels:
-    """Spread every channel's histogram evenly, as PIL.ImageOps.equalize does."""
+    """Spreads every channel's histogram evenly, as PIL.ImageOps.equalize does."""
     opened = Image.fromarray(image)
     return _look_up(opened, [_equalize(counts) for counts in _histograms(opened)])
 
@@ -63,17 +66,17 @@ def _equalize(counts: NDArray[np.int64]) -> Pixels:
 
 
 def brightness(image: Pixels, factor: float) -> Pixels:
-    """Multiply by `factor`, cut at 255."""
+    """Multiplies all values by `factor` and cuts them at 255."""
     return _look_up(Image.fromarray(image), [_cut(np.arange(256) * factor)] * 3)
 
 
 def _histograms(image: Image.Image) -> NDArray[np.int64]:
-    """How often each value occurs in each channel, [3, 256]."""
+    """Counts how often each value occurs in each channel: [3, 256]."""
     return np.reshape(image.histogram(), (3, 256))
 
 
 def _look_up(image: Image.Image, tables: list[Pixels]) -> Pixels:
-    """Every channel's values replaced by its table's, [256] each."""
+    """Replaces the values of every channel by those of its table [256]."""
     return np.array(image.point(np.concatenate(tables).tolist()))
 
 
@@ -82,9 +85,9 @@ def _cut(values: NDArray[Any]) -> Pixels:
 
 
 def sharpness(image: Pixels, factor: float, official: bool = False) -> Pixels:
-    """Move away (`factor` > 1) from or towards (< 1) a blurred copy; the outermost pixels stay.
+    """Moves the image away from a blurred copy (`factor` > 1) or towards it (< 1); the outermost pixels stay.
 
-    `official`: over- and undershoots wrap around modulo 256 instead of being cut.
+    With `official`, values beyond 0..255 wrap around modulo 256, as in the original; otherwise they are cut.
     """
     values = image.astype(np.uint16)
     rows = values[:-2] + values[1:-1] + values[2:]
@@ -97,22 +100,22 @@ def sharpness(image: Pixels, factor: float, official: bool = False) -> Pixels:
 
 
 def shear_x(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixels:
-    """Shift each row by `factor` times its distance from the top."""
+    """Shifts each row by `factor` times its distance from the top."""
     return _shift_rows(image, -float(np.float32(factor)) * np.arange(image.shape[0]), fill)
 
 
 def shear_y(image: Pixels, factor: float, fill: tuple[int, ...] = FILL) -> Pixels:
-    """Shift each column by `factor` times its distance from the left."""
+    """Shifts each column by `factor` times its distance from the left."""
     return shear_x(_transposed(image), factor, fill).transpose(1, 0, 2)
 
 
 def translate_x(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
-    """Shift by `offset` pixels to the left."""
+    """Shifts the image by `offset` pixels to the left."""
     return _shift_rows(image, np.full(image.shape[0], float(np.float32(offset))), fill)
 
 
 def translate_y(image: Pixels, offset: float, fill: tuple[int, ...] = FILL) -> Pixels:
-    """Shift by `offset` pixels upwards."""
+    """Shifts the image by `offset` pixels upwards."""
     return translate_x(_transposed(image), offset, fill).transpose(1, 0, 2)
 
 
@@ -121,19 +124,19 @@ def _transposed(image: Pixels) -> Pixels:
 
 
 def rotate(image: Pixels, degrees: float, fill: tuple[int, ...] = FILL) -> Pixels:
-    """Turn counter-clockwise about (W / 2, H / 2)."""
+    """Turns the image counter-clockwise about (W / 2, H / 2)."""
     x, y = image.shape[1] / 2, image.shape[0] / 2
     # Multiplied by pi / 180 as OpenCV does: math.radians can differ in the last bit.
     cos, sin = math.cos(degrees * (math.pi / 180)), math.sin(degrees * (math.pi / 180))
     return _warp(image, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)), fill)
 
 
-# What follows equals OpenCV 4's bilinear warpAffine to the last bit: it follows the inverse map in whole 1/1024 pixels,
-# keeps 5 bits of the fraction, and weighs the four neighbours with integers of sum 1024.
+# What follows equals the bilinear warpAffine of OpenCV 4 to the last bit. That one follows the inverse map in whole
+# 1/1024 pixels, keeps 5 bits of the fraction, and weighs the four neighbours by integers whose sum is 1024.
 
 
 def _shift_rows(image: Pixels, shifts: NDArray[Any], fill: tuple[int, ...]) -> Pixels:
-    """Each row shows what lies `shifts` [H] pixels to its right."""
+    """Lets each row show what lies `shifts` [H] pixels to its right."""
     height, width = image.shape[:2]
     places = _in_32nds(_in_1024ths(shifts))
     whole, part = np.clip(places >> 5, -width - 1, width), (places & 31).astype(np.uint16)[:, None]
@@ -150,11 +153,11 @@ def _shift_rows(image: Pixels, shifts: NDArray[Any], fill: tuple[int, ...]) -> P
 
 
 def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
-    """`matrix` [2, 3] leads from source (x, y) to result (x, y).
+    """Moves the image by `matrix` [2, 3], which leads from a source (x, y) to a result (x, y).
 
-    grid_sample does the integers' work in float32 without rounding once: values are less than 2**18 / 1024, and on a
-    canvas whose side is a power of two every place is a short binary fraction. Beyond its edge lie zeros, and so beyond
-    the image's, from which the fill is taken away first.
+    grid_sample does the work of OpenCV's integers in float32 without any rounding: the values are less than
+    2**18 / 1024, and on a canvas whose side is a power of two every place is a short binary fraction. Outside of the
+    canvas it reads zeros. The fill is therefore taken away from the image first and added again at the end.
     """
     height, width = image.shape[:2]
     side = 2 ** (max(height, width) - 1).bit_length()
@@ -162,8 +165,8 @@ def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
     canvas = torch.empty(3, side, side)
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))  # what PyTorch takes without complaint
     torch.sub(pixels.permute(2, 0, 1), offset, out=canvas[:, :height, :width])
-    # Places go up to the first of these; the second is read with weight 0, and could be NaN. Where the canvas has no
-    # room for them is nothing but zeros anyway.
+    # Places go up to the first of these rows and columns. The second is read with weight 0, and must not be NaN. Where
+    # the canvas has no room for them, zeros are read anyway.
     canvas[:, height : height + 2, : width + 2] = canvas[:, :height, width : width + 2] = 0
     grid = _places(height, width, matrix).div_(16 * side).add_(1 / side - 1)
     views = F.grid_sample(canvas[None], grid.permute(1, 2, 0)[None], "bilinear", "zeros", align_corners=False)[0]
@@ -171,7 +174,7 @@ def _warp(image: Pixels, matrix: Any, fill: tuple[int, ...]) -> Pixels:
 
 
 def _places(height: int, width: int, matrix: Any) -> torch.Tensor:
-    """Where each pixel's source lies, x and y [2, H, W] in 1/32 pixels; -32 or the size for whatever lies outside."""
+    """Gives where the source of each pixel lies: x and y [2, H, W] in 1/32 pixels, and -32 or the size if outside."""
     a, b, c = _inverse(np.asarray(matrix)).T[..., None]  # [2, 1] each
     across, down = _in_1024ths(a * np.arange(width)), _in_1024ths(b * np.arange(height) + c)
     places = torch.from_numpy(across)[:, None, :] + torch.from_numpy(down)[:, :, None]
@@ -180,7 +183,7 @@ def _places(height: int, width: int, matrix: Any) -> torch.Tensor:
 
 
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverse of an affine map, in OpenCV's order of operations."""
+    """Gives the inverse of an affine map, in OpenCV's order of operations."""
     (a, b, c), (d, e, f) = matrix
     scale = 1 / (a * e - b * d)
     a, b, d, e = e * scale, -b * scale, -d * scale, a * scale
@@ -192,7 +195,7 @@ def _in_1024ths(values: NDArray[np.float64]) -> NDArray[np.int32]:
 
 
 def _in_32nds(places: Any) -> Any:
-    """1/1024 pixels to 1/32 pixels, rounded."""
+    """Turns 1/1024 pixels into 1/32 pixels, rounded."""
     return (places + 16) >> 5
 
 
@@ -212,11 +215,11 @@ NAMES = tuple(OPERATIONS)
 
 
 class RandAugment:
-    """The original's RandomAugment: `operations` draws from ten, each carried out with probability 1/2.
+    """The original's RandomAugment: it draws `operations` of ten, and carries each out with probability 1/2.
 
-    level: strength, 0..10; the original trains with 7. official: keep its two faults, AutoContrast's white channels
-    and Sharpness's speckles; otherwise both do what their names say. Draws come in the original's order, so that
-    numpy's RandomState with the original's seed repeats its images.
+    `level` is the strength, 0..10; the original trains with 7. `official` keeps the original's two faults, the white
+    channels of AutoContrast and the speckles of Sharpness. The draws come in the original's order, so that numpy's
+    RandomState with the original's seed repeats its images.
     """
 
     def __init__(self, operations: int = 2, level: float = 7, official: bool = False) -> None:
@@ -225,7 +228,7 @@ class RandAugment:
         self.operations, self.level, self.official = operations, level, official
 
     def __call__(self, image: Pixels, rng: Random) -> Pixels:
-        """uint8 [H, W, 3] to the same."""
+        """Augments an image, uint8 [H, W, 3]; the result has the same shape."""
         for name in rng.choice(NAMES, self.operations):
             if rng.random() > 0.5:
                 continue
@@ -233,13 +236,13 @@ class RandAugment:
         return image
 
     def apply(self, image: Pixels, name: str, rng: Random) -> Pixels:
-        """One operation by its name; `rng` draws the direction of a geometric one."""
+        """Carries out one operation by its name; `rng` draws the direction of a geometric one."""
         if name in ("AutoContrast", "Sharpness"):
             return OPERATIONS[name](image, *self.arguments(name, rng), official=self.official)
         return OPERATIONS[name](image, *self.arguments(name, rng))
 
     def arguments(self, name: str, rng: Random) -> tuple[float, ...]:
-        """Factor, offset in pixels or angle in degrees that the level means for this operation."""
+        """Gives what the level means for this operation: a factor, an offset in pixels, or an angle in degrees."""
         share = self.level / MAX_LEVEL
         if name in ("Brightness", "Sharpness"):
             return (share * 1.8 + 0.1,)
@@ -253,10 +256,11 @@ class RandAugment:
 
 
 class TrainTransform:
-    """Crop, flip and augment an image for training; a pure function of image and `rng`.
+    """Crops, flips and augments an image for training; a pure function of the image and `rng`.
 
-    image_size: (height, width) of the result. scale: range of the crop's share of the image's area, 0.2..1 to
-    pre-train and 0.5..1 to fine-tune; None keeps the whole image (grounding). flip: mirror every other image.
+    `image_size` is the (height, width) of the result. `scale` is the range of the crop's share of the image's area:
+    0.2..1 to pre-train and 0.5..1 to fine-tune; None keeps the whole image (grounding). With `flip` about every other
+    image is mirrored.
     """
 
     def __init__(
@@ -271,11 +275,11 @@ class TrainTransform:
         self.image_size, self.scale, self.flip, self.augment = image_size, scale, flip, augment
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
-        """RGB PIL image to uint8 [3, height, width]."""
+        """Turns an RGB PIL image into uint8 [3, height, width]."""
         return self._finished(np.array(image.crop(self._edges(image.width, image.height, rng))), rng)
 
     def read(self, source: ImageSource, rng: np.random.Generator, name: str | None = None) -> torch.Tensor:
-        """The same from an image's file, of which no more is decoded than the crop needs; see `open_crop`."""
+        """Does the same from an image's file, of which no more is decoded than the crop needs; see `open_crop`."""
         crop = open_crop(source, lambda width, height: self._edges(width, height, rng), self.image_size, name)
         return self._finished(crop, rng)
 
@@ -291,10 +295,10 @@ class TrainTransform:
 
 
 def crop_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Edges:
-    """Left, top, right, bottom of a random crop in pixels, by torchvision's RandomResizedCrop rule.
+    """Draws a random crop by the rule of torchvision's RandomResizedCrop: left, top, right, bottom in pixels.
 
-    Ten tries at a share of the area within `scale` and a ratio within 3/4..4/3; then the largest centred crop whose
-    ratio lies in that range.
+    Ten times it draws a share of the area within `scale` and a ratio within 3/4..4/3. If none of them fits, it takes
+    the largest centred crop whose ratio lies in that range.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

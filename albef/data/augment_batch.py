@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class BatchAugment:
-    """A random affine view and random colours for every image: uint8 [B, 3, h, w] -> uint8 [B, 3, H, W].
+    """Gives every image a random affine view and random colours: uint8 [B, 3, h, w] to uint8 [B, 3, H, W].
 
-    zoom: range of the visible side as a share of the image's. shift: largest displacement as a share of the side,
-    with which the aspect ratio varies too. angle: largest rotation and shear in degrees. colour: 0 keeps colours, 1
-    changes them wildly. All randomness comes from PyTorch's global generator of the
-    images' device, so that nothing has to be copied there.
+    `zoom` is the range of the visible side as a share of the image's. `shift` is the largest displacement as a share of
+    the side; the aspect ratio varies with it too. `angle` is the largest rotation and shear in degrees. `colour` 0
+    keeps the colours, and 1 changes them wildly. All random numbers come from PyTorch's global generator of the device
+    on which the images lie, so that nothing has to be copied there.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BatchAugment:
         return self._recolour(views).clamp(0, 255).to(torch.uint8)
 
     def _views(self, count: int, device: torch.device) -> Tensor:
-        """Affine matrices [B, 2, 3]."""
+        """Draws affine matrices [B, 2, 3]."""
         low, high = self.zoom
         side = low + (high - low) * torch.rand(count, device=device)
         aspect = torch.exp(1.5 * self.shift * _signed(count, device=device))
@@ -48,7 +48,7 @@ class BatchAugment:
         return torch.stack([upper, lower], dim=1)
 
     def _recolour(self, images: Tensor) -> Tensor:
-        """A random linear map of the colours around mid-grey: saturation, channel mixing, contrast, brightness."""
+        """Maps the colours at random and linearly around mid-grey: saturation, mixing, contrast and brightness."""
         count, device = len(images), images.device
         saturation = 1 + self.colour * 1.5 * _signed(count, 1, 1, device=device)
         kept = saturation * torch.eye(3, device=device) + (1 - saturation) * (1 / 3)  # [B, 3, 3]

@@ -1,5 +1,8 @@
-"""Batches of examples for training and evaluation: images by the same rules as in `loader`, texts and truths by the
-task's own function. B examples of P images each, H x W pixels."""
+"""Batches of examples for training and evaluation.
+
+Images follow the same rules as in `loader`; the task's own function makes tensors of texts and truths. A batch has B
+examples of P images each, H x W pixels.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,9 +29,9 @@ Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to
 
 
 def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image.Image]]:
-    """An example, its images taken out and decoded; BrokenImage when one cannot be read.
+    """Returns an example without its images, and the images decoded; BrokenImage when one cannot be read.
 
-    Its `size`, if not given, is that of its (first) image.
+    If the example has no `size`, it gets that of its first image.
     """
     example = source[index]
     opened = [_open(image, example.name) for image in example.images]
@@ -37,16 +40,14 @@ def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image
 
 
 def _open(image: bytes | Path, name: str) -> Image.Image:
-    return open_image(image, _named_by(image, name))
-
-
-def _named_by(image: bytes | Path, name: str) -> str | None:
-    return name if isinstance(image, bytes) else None  # a file is named by its path
+    return open_image(image, name if isinstance(image, bytes) else None)  # a file is named by its path
 
 
 def read_examples(source: ExampleSource, indices: Sequence[int], processor: Processor) -> tuple[list[Example], Tensor]:
-    """Examples without their images, and their pixels uint8 [n, P, 3, H, W]; unreadable ones are left out, with a
-    warning that names them."""
+    """Returns examples without their images, and their pixels uint8 [n, P, 3, H, W].
+
+    Examples that cannot be read are left out with a warning that names them.
+    """
 
     def read(index: int) -> tuple[Example, Tensor]:
         example, images = read_example(source, index)
@@ -58,7 +59,7 @@ def read_examples(source: ExampleSource, indices: Sequence[int], processor: Proc
 
 
 class ExampleSet(Dataset[dict[str, Any]]):
-    """Examples with augmented images, each augmented by itself; without a `transform` they are only resized.
+    """Examples whose images are augmented, each by itself; without a `transform` they are only resized.
 
     An example with an image that cannot be read is replaced by another one, drawn from the sample's own random
     numbers, and reported under "broken".
@@ -73,7 +74,7 @@ class ExampleSet(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
-        """example without images, pixel_values uint8 [P, 3, H, W], broken [(name, reason)]."""
+        """Gives `example` without images, `pixel_values` uint8 [P, 3, H, W] and `broken` [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
         read = functools.partial(self._read, rng=rng)
         (example, pixels), broken = read_or_replace(read, pair[1], len(self.source), rng)
@@ -87,17 +88,17 @@ class ExampleSet(Dataset[dict[str, Any]]):
     def _pixels(self, image: bytes | Path, name: str, rng: np.random.Generator) -> Tensor:
         if self.transform is None:
             return self.processor.resize(_open(image, name))
-        return self.transform.read(image, rng, _named_by(image, name))
+        return self.transform.read(image, rng, name if isinstance(image, bytes) else None)
 
 
 class ExampleCollate:
-    """Samples of an ExampleSet to a batch. Loader workers are sent `encode` with all that it holds: keep that small."""
+    """Makes a batch of samples of an ExampleSet. `encode` is sent to loader workers, so it should hold little."""
 
     def __init__(self, encode: Encode) -> None:
         self.encode = encode
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """pixel_values uint8 [B, 3, H, W], or [B, 2, 3, H, W] for pairs; what `encode` gives; broken."""
+        """Gives `pixel_values` uint8 [B, 3, H, W], or [B, 2, 3, H, W] for pairs, what `encode` gives, and `broken`."""
         return {
             "pixel_values": _without_ones(torch.stack([sample["pixel_values"] for sample in samples])),
             **self.encode([sample["example"] for sample in samples]),
@@ -106,11 +107,11 @@ class ExampleCollate:
 
 
 class CachedExamples:
-    """Examples whose images fit into memory: each image decoded and resized once, however many examples have it.
+    """Examples whose images fit into memory: each image is decoded and resized once, however many examples have it.
 
-    pixels      uint8 [N, 3, H, W] of the different images, bicubic at `image_size` (height, width), not augmented
-    examples    the readable ones, without images
-    broken      images that could not be read; their examples are left out
+    pixels      the N different images, uint8 [N, 3, H, W], bicubic at `image_size` (height, width), not augmented
+    examples    the examples that could be read, without their images
+    broken      the images that could not be read; examples that have one are left out
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class CachedExamples:
         return len(self.examples)
 
     def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The same batch as ExampleCollate's, images unaugmented; index counts the readable examples."""
+        """Gives a batch as ExampleCollate does, with unaugmented images. An index counts the readable examples."""
         indices = [index for _, index in pairs]
         return {
             "pixel_values": _without_ones(self.pixels[self.rows[indices]]),
@@ -149,7 +150,8 @@ class CachedExamples:
 
 
 def _distinct(source: ExampleSource) -> tuple[list[tuple[bytes | Path, str]], list[Example], np.ndarray]:
-    """The different images with their names, the examples without images, and which [examples, P] those had."""
+    """Gives the different images with their names, the examples without images, and the numbers [examples, P] of the
+    images that each had."""
     numbers: dict[bytes | Path, int] = {}
     names: list[str] = []
     examples, rows = [], []
@@ -164,5 +166,5 @@ def _distinct(source: ExampleSource) -> tuple[list[tuple[bytes | Path, str]], li
 
 
 def _without_ones(pixels: Tensor) -> Tensor:
-    """[B, P, 3, H, W] to [B, 3, H, W] where P is 1."""
+    """Turns [B, P, 3, H, W] into [B, 3, H, W] where P is 1."""
     return pixels[:, 0] if pixels.shape[1] == 1 else pixels

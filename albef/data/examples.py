@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from albef.data.formats import split
-from albef.data.lists import Fault, is_texts, json_records, root_of
+from albef.data.lists import Fault, is_texts, json_records, path_faults, root_of
 from albef.data.records import (
     Box,
     ChainSource,
@@ -26,7 +26,7 @@ from albef.data.records import (
     is_box,
 )
 from albef.data.refcoco import is_refer, refcoco_examples
-from albef.data.sources import expand
+from albef.data.sources import checked_paths, expand
 from albef.errors import AlbefValueError
 from albef.files import data_path, generator
 
@@ -39,7 +39,10 @@ CLASSIFICATION_TEXTS = ("sentence", "text", "caption")
 
 
 def open_examples(
-    kind: Kind, paths: Sequence[str], image_root: str | None = None, vg_root: str | None = None
+    kind: Kind,
+    paths: Sequence[str | Path],
+    image_root: str | Path | None = None,
+    vg_root: str | Path | None = None,
 ) -> ExampleSource:
     """One source from JSON lists, parts of the generated world (`world:train`) and folders of REFER, as given.
 
@@ -49,8 +52,7 @@ def open_examples(
     `refcoco_examples`). Records with an empty text are left out with a warning that counts them. FileNotFoundError for
     a missing path; ValueError for a wrong file, with the record, and for one whose texts are all empty.
     """
-    if isinstance(paths, str):
-        raise TypeError(f"open_examples wants a list of paths, got the string {paths!r}; write [path]")
+    paths = checked_paths("open_examples", paths)
     if kind not in _FORMS:
         raise AlbefValueError(f"{kind!r} is no kind of examples; there are {', '.join(_FORMS)}")
     sources: list[ExampleSource] = []
@@ -63,7 +65,7 @@ def open_examples(
 
 
 def _opened(
-    kind: Kind, pattern: str, first: int, image_root: str | None, vg_root: str | None
+    kind: Kind, pattern: str, first: int, image_root: str | Path | None, vg_root: str | Path | None
 ) -> Iterator[ExampleSource]:
     """What a pattern stands for; the running number begins with `first`."""
     if made := generator(pattern):
@@ -98,7 +100,9 @@ class _Form:
     key: str = ""
 
 
-def _read(kind: Kind, file: Path, first: int, image_root: str | None, vg_root: str | None) -> Iterator[Example]:
+def _read(
+    kind: Kind, file: Path, first: int, image_root: str | Path | None, vg_root: str | Path | None
+) -> Iterator[Example]:
     form, root = _FORMS[kind], Path(image_root) if image_root else None
     kept = blank = 0
     for number, record in enumerate(json_records(file, form.right, form.faults), first):
@@ -151,17 +155,21 @@ def _answers(record: dict[str, Any]) -> tuple[str, ...]:
     return (answer,) if isinstance(answer, str) else tuple(answer)
 
 
+def _label(record: dict[str, Any]) -> str | None:
+    return record["label"].strip() if "label" in record else None
+
+
 def _vqa_facts(record: dict[str, Any]) -> dict[str, Any]:
     weight = VG_WEIGHT if _is_vg(record) else 1.0
     return {"text": record["question"], "answers": _answers(record), "weight": weight}
 
 
 def _classification_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": record.get("label")}
+    return {"text": _first(record, *CLASSIFICATION_TEXTS), "label": _label(record)}
 
 
 def _pair_facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {"text": record["sentence"], "label": record.get("label")}
+    return {"text": record["sentence"], "label": _label(record)}
 
 
 def _phrase_facts(record: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +188,8 @@ def _vqa_faults(record: dict[str, Any]) -> Iterator[Fault]:
     yield from _image_faults(record)
     yield from _text_faults(record, "question")
     yield from _key_faults(record, "question_id")
+    if "answers" in record and "answer" not in record:
+        yield '"answers" to be called "answer"', record["answers"]
     if answer != [] and not is_texts(answer):
         yield '"answer" to be a string or a list of strings', answer
 
@@ -194,6 +204,8 @@ def _pair_faults(record: dict[str, Any]) -> Iterator[Fault]:
     images = _pair_images(record)
     if not (isinstance(images, list) and len(images) == 2 and is_texts(images) and all(images)):
         yield '"images" to be a pair, the paths of two images', images
+    else:
+        yield from (fault for image in images for fault in path_faults("images", image))
     yield from _text_faults(record, "sentence")
     yield from _label_faults(record)
     yield from _key_faults(record, "identifier")
@@ -225,9 +237,7 @@ def _box_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:
 
 
 def _image_faults(record: dict[str, Any]) -> Iterator[Fault]:
-    image = record.get("image")
-    if not isinstance(image, str) or not image:
-        yield '"image" to be a path', image
+    yield from path_faults("image", record.get("image"))
 
 
 def _text_faults(record: dict[str, Any], *names: str) -> Iterator[Fault]:
@@ -238,8 +248,9 @@ def _text_faults(record: dict[str, Any], *names: str) -> Iterator[Fault]:
 
 
 def _label_faults(record: dict[str, Any]) -> Iterator[Fault]:
-    if not isinstance(record.get("label", ""), str):
-        yield '"label" to be a string, or missing', record["label"]
+    label = record.get("label", "unknown")
+    if not isinstance(label, str) or not label.strip():
+        yield '"label" to be a string, or missing', label
 
 
 def _key_faults(record: dict[str, Any], name: str) -> Iterator[Fault]:

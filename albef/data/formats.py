@@ -54,7 +54,7 @@ def _first_dot(stem: str) -> tuple[str, str]:
 
 @dataclass
 class PassedOver:
-    """What was left out, or had to be guessed at, in one shard or folder. All are numbers of samples."""
+    """What was left out, or had to be guessed at, in shards or a folder; where nothing else stands, in samples."""
 
     without_image: int = 0
     without_caption: int = 0
@@ -64,18 +64,29 @@ class PassedOver:
     repeated: int = 0
     unmarked: int = 0
     """Tar files without the mark at their end."""
+    links: int = 0
+    """Links of a tar file to something that does not stand in it before them."""
+    link: str = ""
+    """The name of such a link."""
     suffixes: Counter[str] = field(default_factory=Counter)
     """Suffixes beside texts that have no image, or images that have no text."""
     example: str = ""
     """A name that stands more than once."""
 
     def __bool__(self) -> bool:
-        return any((self.without_image, self.without_caption, self.several_images, self.repeated, self.unmarked))
+        return any(
+            (self.without_image, self.without_caption, self.several_images, self.repeated, self.unmarked, self.links)
+        )
 
     def __add__(self, other: "PassedOver") -> "PassedOver":
-        numbers = ("without_image", "without_caption", "with_dot", "several_images", "repeated", "unmarked")
+        numbers = ("without_image", "without_caption", "with_dot", "several_images", "repeated", "unmarked", "links")
         sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
-        return PassedOver(**sums, suffixes=self.suffixes + other.suffixes, example=self.example or other.example)
+        return PassedOver(
+            **sums,
+            suffixes=self.suffixes + other.suffixes,
+            example=self.example or other.example,
+            link=self.link or other.link,
+        )
 
     def sentences(self) -> Iterator[str]:
         """What a user is told of it."""
@@ -95,6 +106,8 @@ class PassedOver:
                 f"{self.repeated:,} names stand there more than once, such as {printable(self.example)}: each is read "
                 "as a sample of its own"
             )
+        if self.links:
+            yield f"{self.links:,} links, such as {printable(self.link)}, lead to nothing that stands before them"
         if self.unmarked:
             yield (
                 f"{self.unmarked:,} tar files lack the mark at their end, so more samples may be missing: compare the "

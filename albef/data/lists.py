@@ -15,6 +15,7 @@ _SPACE = r"[ \t\n\r]*"
 _LIST_START = re.compile(rf"{_SPACE}\[{_SPACE}(?=[^ \t\n\r\]])")
 _NEXT_OR_END = re.compile(rf"{_SPACE}(?:(,){_SPACE}|\]{_SPACE}\Z)")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that is half a character, or one of two that make one
+ADDRESS = re.compile(r"\w+://|pipe:")
 PATHS = ("image", "images")
 
 
@@ -31,6 +32,10 @@ def json_records(
         text = read_text(file)
         halves = _HALF.search(text) is not None
         if not _LIST_START.match(text):
+            if of_lines(text):
+                raise AlbefValueError(
+                    f"{file}: it holds JSON Lines, one record a line; write them as one list, such as [{right}]"
+                )
             content = json.loads(text)
             got = "an empty list" if content == [] else _kind(content)
             raise AlbefValueError(f"{file}: expected a list of records, got {got}; for example [{right}]")
@@ -38,9 +43,9 @@ def json_records(
             if halves and isinstance(record, dict):
                 paths = {name: record[name] for name in PATHS if name in record}
                 record = {**whole(record), **paths}
-            found = faults(record) if isinstance(record, dict) else [("an object", record)]
-            for expected, got in found:
-                shown = f"{_kind(got)}: {json.dumps(got)[:80]}"
+            wrong = faults(record) if isinstance(record, dict) else [("an object", record)]
+            for expected, got in wrong:
+                shown = f"{_kind(got)}: {json.dumps(got)[:80]}{_names(record) if got is None else ''}"
                 raise AlbefValueError(
                     f"{file}, record {number}: expected {expected}, got {shown}; a right record: {right}"
                 )
@@ -49,8 +54,8 @@ def json_records(
         raise AlbefValueError(
             f"{file}, record {number + 1}: too many lists or objects within each other; a right record: {right}"
         ) from error
-    except _TwoOfOneName as error:
-        raise AlbefValueError(f"{file}, record {number + 1}: it has {error} twice; a right record: {right}") from error
+    except _Unreadable as error:
+        raise AlbefValueError(f"{file}, record {number + 1}: it has {error}; a right record: {right}") from error
     except json.JSONDecodeError as error:
         raise AlbefValueError(
             f"{file}: not valid JSON ({error}); one list of records is expected: [{right}]"
@@ -59,7 +64,7 @@ def json_records(
 
 def _elements(text: str) -> Iterator[Any]:
     """The elements of a JSON list, parsed one by one: together they would take several times the room of the text."""
-    decode, found = json.JSONDecoder(object_pairs_hook=_object).raw_decode, _LIST_START.match(text)
+    decode, found = DECODER.raw_decode, _LIST_START.match(text)
     comma: str | None = ","
     while found and comma:
         value, place = decode(text, found.end())
@@ -70,8 +75,8 @@ def _elements(text: str) -> Iterator[Any]:
         comma = found[1]
 
 
-class _TwoOfOneName(ValueError):
-    """The name, as JSON has it, that an object has twice."""
+class _Unreadable(ValueError):
+    """What a record has that is valid JSON and cannot be meant."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -79,8 +84,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen = set[str]()
-        raise _TwoOfOneName(json.dumps(next(name for name, _ in pairs if name in seen or seen.add(name))))  # type: ignore[func-returns-value]
+        raise _Unreadable(json.dumps(next(name for name, _ in pairs if name in seen or seen.add(name))) + " twice")  # type: ignore[func-returns-value]
     return found
+
+
+def _number(digits: str) -> int:
+    """A whole number; Python reads none of more than some thousand digits."""
+    try:
+        return int(digits)
+    except ValueError:
+        raise _Unreadable(f"a number of {len(digits):,} digits, which is too long") from None
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_number)
+"""Reads JSON as `json` does, but refuses objects that have a name twice, and numbers that are too long."""
+
+
+def of_lines(text: str) -> bool:
+    """Are there several JSON objects, one a line, in the place of one list?"""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return all(isinstance(json.loads(line), dict) for line in (first, rest.lstrip().partition("\n")[0]))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _names(record: Any) -> str:
+    """The names that a record has, to be shown where the wanted one is missing."""
+    return f"; the record has {', '.join(map(json.dumps, record))[:80]}" if isinstance(record, dict) else ""
+
+
+def path_faults(name: str, value: Any) -> Iterator[Fault]:
+    """The fault of what should be the path of an image, if it has one."""
+    if not isinstance(value, str) or not value:
+        yield f'"{name}" to be a path', value
+    elif ADDRESS.match(value):
+        yield f'"{name}" to be a path of this machine (fetch what lies at an address first)', value
 
 
 def is_texts(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Samples and batches for training; each is a pure function of seed and step, so a run goes on exactly where it was.
 
-A sample is asked for by (epoch, index). B samples, L tokens, H x W pixels; image_id and text_id are 63-bit hashes,
-equal for records of the same image and for captions that clean to the same words.
+A sample is asked for by its epoch and index. A batch has B samples of L tokens and H x W pixels. image_id and text_id
+are 63-bit hashes: image_id is equal for records of the same image, text_id for captions that clean to the same words.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from albef.data.progress import tracked
 from albef.data.reading import is_passing
 from albef.data.records import THREADS, Record, Source
 from albef.data.text import clean_caption
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 
 Item = TypeVar("Item")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
@@ -45,13 +45,13 @@ NO_GUARD = (
 
 
 def stable_id(text: str) -> int:
-    """63-bit hash of a text, the same on every machine and in every run."""
+    """Returns a 63-bit hash of a text, the same on every machine and in every run."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
-    """uint64 [B], evenly spread: the remainder by the number of captions chooses one. The mixer is splitmix64."""
+    """Draws evenly spread numbers uint64 [B], by splitmix64. The remainder by the number of captions chooses one."""
     table = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
     value = np.full(len(table), seed, dtype=np.uint64)
     for part in (table[:, 0], table[:, 1]):
@@ -63,13 +63,13 @@ def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
 
 
 def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
-    """A record with its decoded image; BrokenImage when either cannot be had, or there is no caption."""
+    """Returns a record and its decoded image; BrokenImage when one cannot be read, or there is no caption."""
     record = read_record(source, index)
     return record, open_image(record.image, record.name)
 
 
 def read_record(source: Source, index: int) -> Record:
-    """A record that has a caption; BrokenImage when it cannot be had. Faults of the machine pass (see `patiently`)."""
+    """Returns a record that has a caption; BrokenImage when it cannot be read. Faults of the machine pass on."""
     try:
         record = source[index]
     except (ValueError, OSError) as error:
@@ -82,21 +82,23 @@ def read_record(source: Source, index: int) -> Record:
 
 
 def read_images(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
-    """Records without their image's bytes, and their pixels uint8 [n, 3, H, W]; unreadable ones are left out, with a
-    warning that names them."""
+    """Returns records without the bytes of their images, and their pixels uint8 [n, 3, H, W].
+
+    Records that cannot be read are left out with a warning that names them.
+    """
     found = readable_of(lambda index: _resized(source, processor, index), indices)
     empty = torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
     return [record for record, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
 
 
 def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, Tensor]:
-    """A record without its image's bytes, and its pixels uint8 [3, H, W]."""
+    """Returns a record without the bytes of its image, and its pixels uint8 [3, H, W]."""
     record, opened = read_sample(source, index)
     return dataclasses.replace(record, image=b""), processor.resize(opened)
 
 
 def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Item]:
-    """What `read` returns for the indices; where it raises BrokenImage they are left out, with a warning."""
+    """Returns what `read` returns for the indices. Where it raises BrokenImage, they are left out with a warning."""
     found, broken = [], Broken()
     for item in _attempts(read, indices):
         if isinstance(item, BrokenImage):
@@ -112,9 +114,9 @@ def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Ite
 def read_or_replace(
     read: Callable[[int], Item], index: int, size: int, rng: np.random.Generator
 ) -> tuple[Item, Broken]:
-    """What `read` returns for `index`, or where it raises BrokenImage, for another of `size` that `rng` draws.
+    """Returns what `read` returns for `index`; where it raises BrokenImage, for another index below `size`, by `rng`.
 
-    RuntimeError after MAX_REPLACEMENTS that could not be read.
+    Raises RuntimeError after MAX_REPLACEMENTS images that could not be read.
     """
     broken: Broken = []
     while len(broken) < MAX_REPLACEMENTS:
@@ -143,7 +145,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         return len(self.source)
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
-        """pixel_values uint8 [3, H, W], caption as written, image_id and text_id int, broken [(name, reason)]."""
+        """Gives `pixel_values` uint8 [3, H, W], `caption` as it is written, the numbers `image_id` and `text_id`, and
+        `broken` [(name, reason)]."""
         rng = np.random.default_rng([self.seed, *pair])
         (record, pixels), broken = read_or_replace(
             functools.partial(self._read, rng=rng), pair[1], len(self.source), rng
@@ -163,11 +166,11 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
 
 class StepBatches:
-    """Which samples make up which step: lists of (epoch, index), from step `start` to `steps` - 1.
+    """Says which samples make up which step: lists of (epoch, index), from step `start` to `steps` - 1.
 
-    Every epoch is a fresh permutation of the `size` samples, of which the last incomplete batch is dropped. Ranks take
-    equal slices of the global batch: the samples of a step don't depend on how many ranks share it. ValueError when
-    `batch_size`, the global one, exceeds `size` or doesn't divide by `world`.
+    Every epoch is a new permutation of the `size` samples; its last batch is dropped if it is incomplete. Each rank
+    takes an equal slice of the global batch, so that the samples of a step don't depend on the number of ranks. Raises
+    ValueError when the global `batch_size` exceeds `size` or doesn't divide by `world`.
     """
 
     def __init__(
@@ -192,7 +195,7 @@ class StepBatches:
         return map(self.batch, range(self.start, self.steps))
 
     def batch(self, step: int) -> list[Pair]:
-        """This rank's samples at `step`."""
+        """Returns this rank's samples at `step`."""
         epoch, place = divmod(step, self.size // self.batch_size)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
@@ -201,15 +204,19 @@ class StepBatches:
 
 
 class Collate:
-    """Samples of a TrainingSet to a batch; captions are cleaned and cut to `max_tokens` (default: the processor's)."""
+    """Makes a batch of samples of a TrainingSet.
+
+    Captions are cleaned and cut to `max_tokens`, by default the processor's.
+    """
 
     def __init__(self, processor: Processor, max_tokens: int | None = None) -> None:
         self.processor, self.max_tokens = processor, max_tokens
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """pixel_values uint8 [B, 3, H, W]; input_ids, attention_mask [B, L], image_id, text_id [B] int64; broken."""
+        """Gives `pixel_values` uint8 [B, 3, H, W]; `input_ids` and `attention_mask` [B, L], `image_id` and `text_id`
+        [B], all int64; and `broken`."""
         return {
-            # Stacks right in the memory that a worker shares with the process that trains.
+            # default_collate stacks in the memory that a worker shares with the process that trains.
             "pixel_values": default_collate([sample["pixel_values"] for sample in samples]),
             **self.processor.texts([sample["caption"] for sample in samples], self.max_tokens),
             "image_id": torch.tensor([sample["image_id"] for sample in samples]),
@@ -219,10 +226,10 @@ class Collate:
 
 
 class CachedSet:
-    """A source whose images fit into memory: decoded, resized and tokenised once, then handed out in whole batches.
+    """A source whose images fit into memory: they are decoded, resized and tokenised once, and come in whole batches.
 
     pixels      uint8 [N, 3, H, W], bicubic at `image_size` (height, width; default: the processor's), not augmented
-    broken      what could not be read at decoding; it is not among the N and never drawn
+    broken      the images that could not be read; they are not among the N, and never drawn
     """
 
     def __init__(
@@ -262,7 +269,7 @@ class CachedSet:
         return len(self.pixels)
 
     def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        """The same batch as Collate's, images unaugmented; index counts the readable images, 0..len(self) - 1."""
+        """Gives a batch as Collate does, with unaugmented images. An index counts the readable images from 0."""
         rows = np.array([index for _, index in pairs])
         draws = caption_draws(self.seed, pairs) % self.caption_counts[rows].astype(np.uint64)
         texts = torch.from_numpy(self.first_captions[rows] + draws.astype(np.int64))
@@ -279,12 +286,12 @@ class CachedSet:
 
 
 def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenImage]:
-    """What `read` returns for 0 .. count - 1, in order, or the BrokenImage that it raises; with a bar."""
+    """Yields what `read` returns for 0 .. count - 1, in order, or the BrokenImage that it raises, and draws a bar."""
     yield from tracked(_attempts(read, range(count)), count, "reading images")
 
 
 def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item | BrokenImage]:
-    """What `read` returns, or the BrokenImage that it raises, in order; several at a time."""
+    """Yields in order what `read` returns, or the BrokenImage that it raises; several are read at a time."""
 
     def attempt(index: int) -> Item | BrokenImage:
         try:
@@ -299,15 +306,15 @@ def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[I
 def make_loader(
     dataset: Dataset[dict[str, Any]], batches: StepBatches, collate: Callable[[Any], dict[str, Any]], workers: int = 0
 ) -> DataLoader[Any]:
-    """Batches in the order of `batches`, made in `workers` processes (0: in this one).
+    """Yields batches in the order of `batches`, made in `workers` processes, or in this one if that is 0.
 
-    Workers are forked from a clean server process, safe beside CUDA and threads; scripts therefore need the usual
-    `if __name__ == "__main__":`.
+    Workers are forked from a clean server process, which is safe beside CUDA and threads. A script therefore needs the
+    usual `if __name__ == "__main__":`. An AlbefError of a worker is raised here as it is.
     """
     return _Loader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=functools.partial(_collated, collate),
         num_workers=workers,
         worker_init_fn=_start_worker,
         multiprocessing_context=_context() if workers else None,
@@ -316,13 +323,40 @@ def make_loader(
     )
 
 
+class _Guarded(Dataset[Any]):
+    """Hands out whole lists of samples, or in place of one the error that a user can mend.
+
+    PyTorch would raise the error of a worker again with the worker's traceback inside the message.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, pairs: Sequence[Pair]) -> list[Any] | AlbefError:
+        try:
+            return [self.dataset[pair] for pair in pairs]
+        except AlbefError as error:
+            return error
+
+
+def _collated(collate: Callable[[Any], dict[str, Any]], samples: list[Any] | AlbefError) -> dict[str, Any] | AlbefError:
+    if isinstance(samples, AlbefError):
+        return samples
+    try:
+        return collate(samples)
+    except AlbefError as error:
+        return error
+
+
 class _Loader(DataLoader[Any]):
-    """Says what a user can do where PyTorch says that a worker ended."""
+    """Raises a worker's AlbefError as it is, and says what a user can do where PyTorch says that a worker ended."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         batches = 0
         try:
             for batch in super().__iter__():
+                if isinstance(batch, AlbefError):
+                    raise batch
                 yield batch
                 batches += 1
         except RuntimeError as error:
@@ -344,7 +378,7 @@ def _context() -> Any:
 
 
 def _start_worker(number: int) -> None:
-    """One thread each: there are as many workers as the cores should carry. Ctrl-C is for the process that trains."""
+    """Gives the worker one thread, since the cores have other workers, and leaves Ctrl-C to the process that trains."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -352,7 +386,10 @@ def _start_worker(number: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """DataLoader's own watch looks after the server that forked us, which in turn lives as long as we do."""
+    """Ends this worker with the process that trains.
+
+    DataLoader watches only the server that forked the worker, and that server lives as long as its workers.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Long readings show how far they are; short ones say nothing."""
+"""A long reading shows on the terminal how far it is; a short one shows nothing."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
-PATIENCE = 2.0  # seconds before a bar is worth its lines
+PATIENCE = 2.0  # seconds after which a bar appears
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """`items`, with a bar on the terminal once they take longer than PATIENCE; of several ranks the first draws it."""
+    """Yields the `items`, and draws a bar on the terminal once they take longer than PATIENCE seconds."""
     progress = _progress()
     bar, start = progress.add_task(what, total=total), time.monotonic()
     try:
@@ -30,13 +30,13 @@ def tracked(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def with_bar(what: str, total: int, work: Callable[[Callable[[int], None]], Result]) -> Result:
-    """What `work` returns, with a bar while it works; it is given a function to tell its progress to."""
+    """Returns what `work` returns, and draws a bar meanwhile. `work` is given a function that it tells its progress."""
     with _progress() as progress:
         bar = progress.add_task(what, total=total)
         return work(lambda count: progress.advance(bar, count))
 
 
 def _progress() -> Progress:
-    """On a terminal, and of several ranks for the first."""
+    """A progress bar that is drawn on a terminal only, and by the first of several ranks only."""
     hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
     return Progress(console=Console(stderr=True), transient=True, disable=hidden)

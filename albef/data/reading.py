@@ -20,6 +20,18 @@ LASTING = frozenset(
 )  # fmt: skip
 """What the system says of a path that is wrong or closed to us: to wait would not help."""
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN = (
+    (b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
+    (b"<!doctype html", "a web page, perhaps of a download that failed"),
+    (b"<html>", "a web page, perhaps of a download that failed"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"bzh91ay&sy", "compressed by bzip2: unpack it"),
+    (b"\xfd7zxz", "compressed by xz: unpack it"),
+    (b"(\xb5/\xfd", "compressed by zstd: unpack it"),
+    (b"pk\x03\x04", "a zip file: unpack it"),
+)
+_WORDLESS = " \t\n\r,.'!?\"()*#:;~-/\0\u200b\u200c\u200d\u2060\ufeff"
+"""What a caption may consist of and yet be empty: what cleaning takes away, and characters that show nothing."""
 
 
 def is_passing(error: OSError) -> bool:
@@ -57,10 +69,20 @@ def decoded(data: bytes, name: str, what: str) -> str:
     """UTF-8 as text, without its byte-order mark. AlbefValueError that says what is not UTF-8, and how to mend it."""
     if data.startswith(_UTF_16):
         raise AlbefValueError(f"{name}: {what} is UTF-16; save it as UTF-8")
+    if kind := foreign(data):
+        raise AlbefValueError(f"{name}: {what} is {kind}")
+    if b"\0" in data[:4]:
+        raise AlbefValueError(f"{name}: {what} has null characters, as UTF-16 has; save it as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AlbefValueError(f"{name}: {what} is not UTF-8 ({error}); convert it to UTF-8") from error
+
+
+def foreign(data: bytes) -> str:
+    """What a file is that is often saved under a wrong name, by its first bytes; empty if it is nothing of the kind."""
+    start = data[:512].lstrip().lower()
+    return next((what for begin, what in _FOREIGN if start.startswith(begin)), "")
 
 
 def whole(value: Any) -> Any:
@@ -75,10 +97,11 @@ def whole(value: Any) -> Any:
 
 
 def captions_in(value: Any) -> list[str]:
-    """The captions in a value, one string or a list of some: all that hold more than spaces, without half characters.
+    """The captions in a value, one string or a list of some: all that hold words or signs, without half
+    characters.
 
     JSON lists, shards and folders all take their captions through here.
     """
     found = value if isinstance(value, list) else [value]
     texts = (whole(text).strip() for text in found if isinstance(text, str))
-    return [text for text in texts if text]
+    return [text for text in texts if text.strip(_WORDLESS)]

@@ -44,6 +44,8 @@ def refcoco_examples(
     images, boxes = _load_instances(folder / INSTANCES)
     candidates = _load_detections(Path(detections or folder / DETECTIONS), required=detections is not None)
     root = root / "train2014" if (root / "train2014").is_dir() else root
+    if not chosen:
+        raise AlbefValueError(f"{found[0]}: it holds no references; unpack REFER's archive of the data set again")
     try:
         return PackedExamples(_examples(chosen, images, boxes, candidates, root))
     except (LookupError, TypeError) as error:

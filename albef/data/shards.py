@@ -3,7 +3,7 @@
 import array
 import gzip
 import io
-import json
+import posixpath
 import tarfile
 import warnings
 import zlib
@@ -15,14 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from albef.data.formats import Gathered, PassedOver
+from albef.data.lists import DECODER
 from albef.data.progress import tracked
-from albef.data.reading import captions_in, decoded, is_passing, patiently, whole
+from albef.data.reading import captions_in, decoded, foreign, is_passing, patiently, whole
 from albef.data.records import THREADS, PackedStrings, Record, Shared, checked, warn_passed_over
 from albef.errors import AlbefValueError
 from albef.files import printable
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNPACKED_LIMIT = 2**28  # bytes that a compressed shard may have when it is unpacked
+GZIP = b"\x1f\x8b"
 BLOCK = tarfile.BLOCKSIZE
 Span = tuple[int, int]  # offset and size of a member in its tar file
 ABSENT: Span = (0, -1)  # a member that is not there
@@ -158,6 +160,11 @@ class _Shard:
         captions = captions_in(about.get("caption")) or captions_in(
             decoded(self.read(text) or b"", name, "its caption")
         )
+        if about and not captions and "caption" in about:
+            raise AlbefValueError(f'{name}: its "caption" holds no text; give a string or a list of strings')
+        if about and not captions:
+            found = ", ".join(map(repr, about))[:80]
+            raise AlbefValueError(f'{name}: its JSON has no "caption", but {found}; call the captions "caption"')
         return captions, whole(category) if isinstance(category, str) else None
 
     def read(self, span: Span) -> bytes | None:
@@ -178,7 +185,11 @@ class _Shard:
             return file.read(size)
 
     def _open(self) -> BinaryIO:
-        if self.file.suffix.lower() == ".tar":
+        with self.file.open("rb") as file:
+            start = file.read(BLOCK)
+        if not start.startswith(GZIP):  # whatever the name says
+            if what := foreign(start):
+                raise AlbefValueError(f"{self.file}: no tar file; it is {what}")
             return self.file.open("rb")
         content = io.BytesIO()
         with gzip.open(self.file) as file:
@@ -234,8 +245,14 @@ def _next_content(file: BinaryIO) -> int | None:
 def _add(member: tarfile.TarInfo, gathered: Gathered[Span]) -> None:
     if member.issparse():
         raise tarfile.ReadError(f"{printable(member.name)} is a sparse file, which is not read")
-    if member.islnk() and (place := gathered.place(member.linkname)):
-        gathered.add(member.name, place)
+    if member.islnk() or member.issym():
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        place = gathered.place(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        if place:
+            gathered.add(member.name, place)
+        else:
+            gathered.passed.links += 1
+            gathered.passed.link = gathered.passed.link or member.name
     elif member.isfile():
         gathered.add(member.name, (member.offset_data, member.size))
 
@@ -243,8 +260,10 @@ def _add(member: tarfile.TarInfo, gathered: Gathered[Span]) -> None:
 def _facts(data: bytes | None, name: str) -> dict[str, Any]:
     """The object in KEY.json; empty if there is none."""
     try:
-        found = json.loads(decoded(data, name, "its JSON")) if data else {}
-    except (json.JSONDecodeError, RecursionError) as error:
+        found = DECODER.decode(decoded(data, name, "its JSON")) if data else {}
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, AlbefValueError):
+            raise
         raise AlbefValueError(
             f"{name}: its JSON is damaged ({error}); write the shard again or leave it out"
         ) from error

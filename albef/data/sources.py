@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from albef.data.formats import IMAGE_SUFFIXES, UNREAD_SUFFIXES, Gathered, is_companion, split
-from albef.data.lists import Fault, is_texts, json_records, root_of
+from albef.data.lists import ADDRESS, Fault, is_texts, json_records, path_faults, root_of
 from albef.data.progress import tracked
 from albef.data.reading import captions_in, decoded, patiently
 from albef.data.records import ChainSource, PackedStrings, Record, Source, checked, warn_passed_over
@@ -28,7 +28,7 @@ from albef.files import data_path, generator
 EXAMPLE = '{"image": "train/0001.jpg", "caption": "a dog runs"} ("caption" may be a list; "image_id" may be added)'
 
 
-def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
+def open_sources(paths: Sequence[str | Path], image_root: str | Path | None = None) -> Source:
     """One source from JSON lists, tar shards and folders, in the given order.
 
     Patterns such as `shards/{00000..00012}.tar` and `shards/*.tar` stand for the files they match, and
@@ -37,8 +37,7 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     missing path; ValueError for a wrong or empty file. Samples without image or caption, and records whose captions are
     all empty, are left out with a warning that counts them.
     """
-    if isinstance(paths, str):
-        raise TypeError(f"open_sources wants a list of paths, got the string {paths!r}; write [path]")
+    paths = checked_paths("open_sources", paths)
     made = {name: module for name in paths if (module := generator(name))}
     files = [file for pattern in paths if pattern not in made for file in expand(data_path(pattern))]
     sources: list[Source] = [module.open_records(name) for name, module in made.items()]
@@ -48,6 +47,14 @@ def open_sources(paths: Sequence[str], image_root: str | None = None) -> Source:
     if not sources:
         raise AlbefValueError("no data: the list of paths is empty; name a JSON list, tar shards or a folder of images")
     return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def checked_paths(caller: str, paths: Sequence[str | Path]) -> list[str]:
+    """The paths as strings; TypeError for a single one."""
+    if isinstance(paths, (str, Path)):
+        kind = "string" if isinstance(paths, str) else "path"
+        raise TypeError(f"{caller} wants a list of paths, got the {kind} {str(paths)!r}; write [path]")
+    return list(map(str, paths))
 
 
 def captions_of(source: Source, indices: Sequence[int]) -> Iterator[str]:
@@ -63,7 +70,7 @@ def captions_of(source: Source, indices: Sequence[int]) -> Iterator[str]:
         yield from captions
 
 
-def _open(file: Path, image_root: str | None) -> Source:
+def _open(file: Path, image_root: str | Path | None) -> Source:
     if file.is_dir():
         return FolderSource(file)
     if file.suffix.lower() == ".json":
@@ -76,6 +83,8 @@ def _open(file: Path, image_root: str | None) -> Source:
 def expand(pattern: str) -> list[Path]:
     """Existing files that a path with braces and wildcards stands for, braces in order, wildcards sorted."""
     found: list[Path] = []
+    if ADDRESS.match(pattern):
+        raise AlbefValueError(f"{pattern}: only files of this machine are read; fetch the data first and name its path")
     for text in [pattern] if os.path.exists(pattern) else _braces(pattern):
         matches = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
         if not matches:
@@ -90,6 +99,8 @@ def _braces(text: str) -> list[str]:
     if match is None:
         return [text]
     first, last, words = match.groups()
+    if first and int(first) > int(last):
+        raise AlbefValueError(f"{text}: the numbers in {match[0]} fall; write {{{last}..{first}}}")
     parts = words.split(",") if words else [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
     return [text[: match.start()] + part + rest for part in parts for rest in _braces(text[match.end() :])]
 
@@ -114,7 +125,7 @@ class JsonSource:
     captions are left out.
     """
 
-    def __init__(self, file: Path, image_root: str | None = None) -> None:
+    def __init__(self, file: Path, image_root: str | Path | None = None) -> None:
         essences = _spoken(file, map(_essence, json_records(file, EXAMPLE, _faults)))
         self.packed = PackedStrings(json.dumps(essence, ensure_ascii=False) for essence in essences)
         self.root = Path(image_root) if image_root else root_of(file, self._essence(0)[0])
@@ -166,13 +177,12 @@ def _essence(record: dict[str, Any]) -> list[Any]:
 
 def _faults(record: dict[str, Any]) -> Iterator[Fault]:
     """Where the record differs from EXAMPLE's shape."""
-    image, image_id, category = record.get("image"), record.get("image_id", ""), record.get("category")
-    if not isinstance(image, str) or not image:
-        yield '"image" to be a path', image
+    image_id, category = record.get("image_id", ""), record.get("category")
+    yield from path_faults("image", record.get("image"))
     if not is_texts(record.get("caption")):
         yield '"caption" to be a string or a list of strings', record.get("caption")
-    if not isinstance(image_id, (str, int)):
-        yield '"image_id" to be a string or a number', image_id
+    if type(image_id) not in (str, int):
+        yield '"image_id" to be a string or a number' + " without a fraction" * isinstance(image_id, float), image_id
     if not isinstance(category, (str, type(None))):
         yield '"category" to be a string', category
 
@@ -185,16 +195,21 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         gathered: Gathered[str] = Gathered((".txt",))
+        others = []
         for name in _files_below(folder):
             if split(name)[1] in (".txt", *IMAGE_SUFFIXES, *UNREAD_SUFFIXES):
+                gathered.add(name, name)
+            else:
+                others.append(name)
+        for name in others:  # such as 0001.json: only those beside an image or a text are worth a word
+            if (split(name)[0], 1) in gathered.found:
                 gathered.add(name, name)
         pairs = sorted(
             ((sample[image], sample[".txt"]) for _, sample, image in gathered.samples()),
             key=lambda pair: pair[0].split("/"),
         )
         if not pairs:
-            shards = len([path for path in folder.glob("*.tar") if not is_companion(path.name)])
-            hint = f"it has {shards} shards: write {folder}/*.tar" if shards else "put KEY.txt beside KEY.jpg"
+            hint = _instead(folder)
             found = f" ({'; '.join(gathered.passed.sentences())})" if gathered.passed else ""
             images = gathered.passed.without_caption
             raise AlbefValueError(
@@ -216,13 +231,35 @@ class FolderSource:
         return captions_in(decoded(patiently(path.read_bytes, str(path)), str(path), "its caption").splitlines())
 
 
+def _instead(folder: Path) -> str:
+    """Says what to name in the place of a folder without pairs, or else how a pair looks."""
+    for suffix in TAR_SUFFIXES:
+        if shards := [path for path in folder.glob(f"*{suffix}") if not is_companion(path.name)]:
+            return f"it has {len(shards)} shards: write {folder}/*{suffix}"
+    lists = list(folder.glob("*.json"))
+    return f"it has {lists[0].name}: write {lists[0]}" if len(lists) == 1 else "put KEY.txt beside KEY.jpg"
+
+
 def _files_below(folder: Path) -> Iterator[str]:
-    """Names within the folder of all files in it and its subfolders. OSError for one that cannot be listed."""
+    """Names within the folder of all files in it and its subfolders. OSError for one that cannot be listed.
+
+    Links to folders elsewhere are followed, each once; those to a folder that is read anyway are not.
+    """
+    top = os.path.realpath(folder)
+    seen = set[str]()
+
+    def is_new(path: str) -> bool:
+        if not os.path.islink(path):
+            return True
+        target = os.path.realpath(path)
+        new = target not in seen and os.path.commonpath([top, target]) not in (top, target)
+        seen.add(target)
+        return new
 
     def fail(error: OSError) -> NoReturn:
         raise error
 
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders.sort()
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = sorted(name for name in folders if is_new(os.path.join(place, name)))
         inner = Path(place).relative_to(folder)
         yield from ((inner / name).as_posix() for name in sorted(files))

@@ -38,12 +38,16 @@ def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
     """BERT-uncased WordPiece that yields `[CLS] pieces` and no [SEP] (spec 1.4).
 
     A piece's place in `vocabulary` is its id. The special pieces are found by name; the same letters inside a text are
-    ordinary text, as in the recordings of the official tokenizer. ValueError when a special piece is missing.
+    ordinary text, as in the recordings of the official tokenizer. ValueError when a special piece is missing or
+    a piece comes twice.
     """
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     missing = [name for name in SPECIALS if name not in ids]
     if missing:
         raise AlbefValueError(f"the vocabulary of {len(ids)} pieces lacks {', '.join(missing)}; add one line for each")
+    if len(ids) < len(vocabulary):
+        again, count = Counter(vocabulary).most_common(1)[0]
+        raise AlbefValueError(f"the vocabulary has {again!r} on {count} lines; leave one, since its line is its number")
     tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -62,7 +66,7 @@ def load_tokenizer(source: str) -> Tokenizer:
         )
     if path.suffix == ".json":
         return _tokenizer_of(path)
-    return build_tokenizer(read_text(path).splitlines())
+    return build_tokenizer(read_text(path).rstrip().replace("\r\n", "\n").split("\n"))
 
 
 def _tokenizer_of(path: Path) -> Tokenizer:

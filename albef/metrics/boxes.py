@@ -152,9 +152,14 @@ def _pixels(start: float, length: float) -> slice:
 
 def checked(box: Box) -> Box:
     """The four numbers of a box, without what follows, such as a score. ValueError for fewer, or impossible ones."""
-    if len(box) < 4 or not (all(map(math.isfinite, box[:4])) and box[2] >= 0 and box[3] >= 0):
+    try:
+        right = len(box) >= 4 and all(map(math.isfinite, box[:4])) and box[2] >= 0 and box[3] >= 0
+    except TypeError:  # no sequence, or not of numbers
+        right = False
+    if not right:
         rule = "a box is x, y, width, height in pixels, all finite and neither side negative"
-        raise AlbefValueError(f"box {list(box)}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
+        shown = list(box) if hasattr(box, "__iter__") else box
+        raise AlbefValueError(f"box {shown}: {rule}; of two corners give x1, y1, x2 - x1, y2 - y1")
     return box[:4]
 
 

@@ -45,4 +45,8 @@ def sentence_of(identifier: str) -> str:
 
 def _right(predictions: Labels, truths: Labels) -> dict[Any, bool]:
     check_ids(predictions, truths)
-    return {key: str(predictions[key]).lower() == str(label).lower() for key, label in truths.items()}
+    return {key: _spelt(predictions[key]) == _spelt(label) for key, label in truths.items()}
+
+
+def _spelt(label: str | bool) -> str:
+    return str(label).strip().lower()

@@ -100,4 +100,11 @@ def vqa_accuracy(predictions: Mapping[Id, str], truths: Mapping[Id, Sequence[str
     ValueError naming ids that only one side has, or if there are none.
     """
     check_ids(predictions, truths)
+    for key, answers in truths.items():
+        texts = [predictions[key], *answers]
+        if isinstance(answers, str) or not all(isinstance(text, str) for text in texts):
+            raise AlbefValueError(
+                f"question {key!r}: prediction {predictions[key]!r}, answers {answers!r}; give a string, and a list of "
+                "strings, one of each person who was asked"
+            )
     return 100 * sum(answer_accuracy(predictions[key], answers) for key, answers in truths.items()) / len(truths)

@@ -14,6 +14,7 @@ from albef.data.broken import BrokenCounter
 from albef.data.images import open_image
 from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, caption_draws, make_loader, stable_id
 from albef.data.sources import open_sources
+from albef.errors import AlbefRuntimeError
 from tests.data.conftest import image, write_json, write_tar
 
 
@@ -270,6 +271,17 @@ class TestCachedSet:
         file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
         with pytest.raises(ValueError, match=r"none of 1 images could be read, .*gone\.png \(no such file\)"):
             CachedSet(open_sources([str(file)]), processor)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_error_of_a_worker_is_raised_as_it_is(tmp_path, processor, workers):
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(b"damage")
+        (tmp_path / f"{number}.txt").write_text("a dog")
+    training = TrainingSet(open_sources([str(tmp_path)]), processor)
+    loader = make_loader(training, StepBatches(2, 2, 1), Collate(processor), workers)
+    with pytest.raises(AlbefRuntimeError, match=r"^20 images in a row could not be read, .*; check the data$"):
+        next(iter(loader))
 
 
 class TestBrokenCounter:
