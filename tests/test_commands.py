@@ -142,6 +142,34 @@ def test_measuring_from_python(run, folder) -> None:  # noqa: F811
         albef.evaluate(model, "captions.json", candidates=3)
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"precision": "half"}, "unknown precision 'half'; there are float32, bfloat16"),
+        ({"task": "grounding", "mode": "gradcam"}, "unknown mode 'gradcam'; there are itm, itc"),
+        ({"task": "vqa"}, "unknown task 'vqa'; there are retrieval, grounding"),
+        ({"broken_limit": 3}, "broken_limit 3: is a share of the images, from 0 to 1"),
+    ],
+)
+def test_rules_with_values_that_do_not_exist(rules: dict, said: str) -> None:
+    """Some were measured by another rule, without a word."""
+    with pytest.raises(ValueError, match=said):
+        albef.evaluate("world", "world:test/2", **rules)
+
+
+def test_a_single_mode_by_its_name(run) -> None:  # noqa: F811
+    """Its letters were taken for three modes."""
+    assert albef.evaluate("matching", "phrases.json", task="grounding", mode="itc").keys() == {"itc"}
+
+
+def test_an_image_that_is_left_out_of_two_heat_maps_counts_once(run, folder) -> None:  # noqa: F811
+    rows = [{"image": name, "caption": "the ring", "box": [1, 1, 9, 9]} for name in ("0.png", "absent.png")]
+    (folder / "half-phrases.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match="left out"):
+        found = albef.evaluate("matching", "half-phrases.json", task="grounding", broken_limit=0.5)
+    assert found["left_out"] == {"unreadable": 1, "of": 2} and found["itc"]["phrases"] == 1
+
+
 # How commands end and print
 
 
