@@ -163,7 +163,7 @@ def test_a_single_mode_by_its_name(run) -> None:  # noqa: F811
 
 
 def test_an_image_that_is_left_out_of_two_heat_maps_counts_once(run, folder) -> None:  # noqa: F811
-    rows = [{"image": name, "caption": "the ring", "box": [1, 1, 9, 9]} for name in ("0.png", "absent.png")]
+    rows = [{"image": name, "text": "the ring", "box": [1, 1, 9, 9]} for name in ("0.png", "absent.png")]
     (folder / "half-phrases.json").write_text(json.dumps(rows))
     with pytest.warns(UserWarning, match="left out"):
         found = albef.evaluate("matching", "half-phrases.json", task="grounding", broken_limit=0.5)
@@ -234,6 +234,7 @@ def test_help_of_a_command_needs_no_torch(words: str) -> None:
             [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, check=False
         )
         assert done.returncode == 0 and f"usage: albef {words}".encode() in done.stdout, done.stderr
+        assert b"{None" not in done.stdout or words.startswith("train "), "an option is left out, not given as None"
         return time.perf_counter() - start
 
     assert best_of_three(measure) < 0.5

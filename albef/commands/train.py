@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.recipe import Recipe
@@ -139,7 +139,7 @@ def find_recipe(name: str) -> Callable[[], Recipe]:
 class Recipes:
     """List the recipes, or show one with its source and result."""
 
-    name: Positional[str | None] = None
+    name: Positional[Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]] = None
     """the one to show"""
 
     def run(self) -> None:
