@@ -46,41 +46,34 @@ def convert(
 
     AlbefError for files that are not there, are damaged or don't fit, and for arguments that don't go together.
     """
-    _check_arguments(checkpoint, out, deit, bert, to_official)
-    if to_official is not None:
-        return published.write_official(str(checkpoint), to_official, image_size, half, slim)
-    assert out is not None  # checked above
+    if (checkpoint is None) == (deit is None and bert is None):
+        raise AlbefValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
+    if to_official is not None and out is None:
+        return _to_official(checkpoint, to_official, image_size, half, slim)
+    if to_official is not None or out is None:
+        raise AlbefValueError("give either --out FOLDER, or --to-official FILE.pth to write a file of the original's")
     if checkpoint is not None and checkpoint.is_dir():
-        report = _from_folder(checkpoint, out, image_size, half, slim)
+        return f"{_from_folder(checkpoint, out, image_size, half, slim)}\nsaved in {out}"
+    processor = Processor(load_tokenizer(str(vocabulary or "bert")), preset("base").image_size)
+    words, heads = processor.tokenizer.get_vocab(), (vision_heads, text_heads)
+    if checkpoint is not None:
+        report = published.convert_file(checkpoint, out, words, image_size, *heads, half=half, slim=slim)
     else:
-        processor = Processor(load_tokenizer(str(vocabulary or "bert")), preset("base").image_size)
-        words = processor.tokenizer.get_vocab()
-        if checkpoint is not None:
-            report = published.convert_file(
-                checkpoint, out, words, image_size, vision_heads, text_heads, half=half, slim=slim
-            )
-        else:
-            report = _start(deit, bert, out, words, image_size, vision_heads, text_heads, half)
-        _save_processor(processor, out)
+        report = _start(deit, bert, out, words, image_size, heads, half)
+    _save_processor(processor, out)
     return f"{report}\nsaved in {out}"
 
 
-def _check_arguments(
-    checkpoint: Path | None, out: Path | None, deit: Path | None, bert: Path | None, to_official: Path | None
-) -> None:
-    if (checkpoint is None) == (deit is None and bert is None):
-        raise AlbefValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
-    if (out is None) == (to_official is None):
-        raise AlbefValueError("give either --out FOLDER, or --to-official FILE.pth to write a file of the original's")
-    if to_official is None:
-        return
+def _to_official(checkpoint: Path | None, file: Path, image_size: ImageSize | None, half: bool, slim: bool) -> str:
+    """A saved model of ours as a file of the original's."""
     if checkpoint is None or checkpoint.is_file():
         raise AlbefValueError(
-            f"--to-official {to_official} writes a saved model of ours, but {checkpoint or 'nothing'} is given; give "
-            "its folder, for example runs/mine/model"
+            f"--to-official {file} writes a saved model of ours, but {checkpoint or 'nothing'} is given; give its "
+            "folder, for example runs/mine/model"
         )
-    if to_official.is_dir():
-        raise AlbefValueError(f"--to-official {to_official}: is a folder; name a file in it, such as model.pth")
+    if file.is_dir():
+        raise AlbefValueError(f"--to-official {file}: is a folder; name a file in it, such as model.pth")
+    return published.write_official(str(checkpoint), file, image_size, half, slim)
 
 
 def _from_folder(folder: Path, out: Path, image_size: ImageSize | None, half: bool, slim: bool) -> str:
@@ -94,24 +87,17 @@ def _from_folder(folder: Path, out: Path, image_size: ImageSize | None, half: bo
 
 
 def _start(
-    deit: Path | None,
-    bert: Path | None,
-    out: Path,
-    words: dict[str, int],
-    image_size: ImageSize | None,
-    vision_heads: int | None,
-    text_heads: int | None,
-    half: bool,
-) -> str:
+    deit: Path | None, bert: Path | None, out: Path, words: dict[str, int], image_size: ImageSize | None,
+    heads: tuple[int | None, int | None], half: bool,
+) -> str:  # fmt: skip
     """What a pre-training starts from; without a file of BERT the model takes its size from the vocabulary."""
     base = preset("base") if image_size is None else preset("base").at_size(image_size)
-    config = published.starting_config(base, deit, bert, vision_heads, text_heads)
+    config = published.starting_config(base, deit, bert, *heads)
     if bert is None:
         config = replace(config, vocab_size=len(words))
     else:
         published.check_vocabulary(config, words, bert)
-    model = published.initial_model(config, deit, bert)
-    model.save_pretrained(out, torch.float16 if half else None)
+    published.initial_model(config, deit, bert).save_pretrained(out, torch.float16 if half else None)
     folders.save_training(out, None, None)
     files = " and ".join(str(file) for file in (deit, bert) if file)
     return (

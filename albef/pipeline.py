@@ -139,8 +139,9 @@ class Pipeline(Features):
         cosines = (z_image @ z_text.T).cpu()  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
         shares = _shares(model, tokens, encoded, chosen).masked_fill(~chosen, -1)
-        both = (shares.T, cosines.T) if by_text else (shares, cosines)
-        found = [_best(own_shares, own_cosines, k) for own_shares, own_cosines in zip(*both, strict=True)]
+        if by_text:
+            shares, cosines = shares.T, cosines.T
+        found = [_best(*own, k) for own in zip(shares, cosines, strict=True)]
         return found[0] if one else found
 
     @overload
@@ -150,7 +151,8 @@ class Pipeline(Features):
     def classify(self, images: Any, labels: Sequence[str], template: str = "a photo of a {}") -> Any:
         """Which of the labels suits an image best, without any training for them, by ITC.
 
-        The label replaces `{}` in the template. ValueError for a template without it, for no labels, or for one twice.
+        The label replaces `{}` in the template. The probabilities of all labels sum to 1: a label alone says nothing.
+        ValueError for a template without `{}`, for no labels, or for one twice.
         """
         model = self._model(AlbefModel, "classify", "retrieval")
         if "{}" not in template:
@@ -188,6 +190,8 @@ class Pipeline(Features):
         model = self._model(AlbefForAnswering, "answer questions", "vqa")
         if free and answers is not None:
             raise AlbefValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
+        if isinstance(answers, str):
+            raise AlbefValueError(f"answers {answers!r}: give a list of answers")
         if k < 1:
             raise AlbefValueError(f"k {k}: ask for at least one answer")
         (listed, asked), one = paired(images=list_images(images), questions=list_texts(questions))
@@ -296,6 +300,5 @@ def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, p
 
 
 def _best(shares: Tensor, cosines: Tensor, k: int) -> list[Ranked]:
-    found = shares.topk(min(k, len(shares)))
-    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return [Ranked(index, share, float(cosines[index])) for index, share in rows]
+    order = shares.topk(min(k, len(shares))).indices.tolist()
+    return [Ranked(index, float(shares[index]), float(cosines[index])) for index in order]

@@ -192,6 +192,8 @@ def test_answers_of_ones_own(answering, image):
         ValueError, match=r"the answer list is empty; make one with `albef answers.* by --answers, or .*--free"
     ):
         answering.answer(image, "what is it", answers=[])
+    with pytest.raises(ValueError, match="answers 'ring': give a list of answers"):
+        answering.answer(image, "what is it", answers="ring")
     with pytest.raises(ValueError, match="a list of answers is for ranking; leave it out to write freely"):
         answering.answer(image, "what is it", answers=["ring"], free=True)
 
