@@ -37,6 +37,12 @@ def test_embed_to_numpy(run, tmp_path, folder) -> None:  # noqa: F811
     np.testing.assert_allclose(found["text_vectors"], model.embed_texts(["a red ring", "a blue square"]), atol=1e-6)
 
 
+def test_texts_that_are_not_utf_8(run, tmp_path) -> None:  # noqa: F811
+    (tmp_path / "texts.txt").write_bytes(b"ring\n\xe9t\xe9\n")
+    with pytest.raises(SystemExit, match=r"albef: .*texts.txt: the file is not UTF-8 .*; convert it to UTF-8"):
+        run("embed", "--model", "matching", "--out", tmp_path / "v.npz", "--texts", tmp_path / "texts.txt")
+
+
 def test_embed_to_parquet(run, tmp_path) -> None:  # noqa: F811
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "texts.txt").write_text("a red ring\n")

@@ -224,8 +224,10 @@ class Embed:
         check_suffix("--out", self.out, (".npz", ".parquet"), ".npz or .parquet")
         if not self.images and not self.texts:
             raise AlbefValueError("nothing to embed; give paths of images, or --texts FILE with a text a line")
+        from albef.data.reading import read_text
+
         write = _write_npz if self.out.suffix.lower() == ".npz" else _parquet_writer()
-        texts = self.texts.read_text(encoding="utf-8").splitlines() if self.texts else []
+        texts = read_text(self.texts).splitlines() if self.texts else []
         from albef import pipeline
 
         loaded = pipeline.load(self.model, image_size=image_size(self.image_size))
