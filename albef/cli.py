@@ -102,7 +102,9 @@ def parse(arguments: list[str]) -> Command:
     import tyro
 
     kind: Callable[..., Command] = getattr(module, COMMANDS[name][1])
-    return tyro.cli(kind, prog=f"albef {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(
+        kind, prog=f"albef {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    )
 
 
 def _never_fail_to_print() -> None:

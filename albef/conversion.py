@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from albef.data.processor import Processor
 from albef.data.text import load_tokenizer
 from albef.errors import AlbefValueError
-from albef.files import ANSWERS
+from albef.files import ANSWERS, write_atomically
 from albef.models import folders
 from albef.models.config import preset
 from albef.models.convert import (
@@ -63,7 +62,7 @@ def convert(
         processor = Processor.from_pretrained(checkpoint)
         report = write_folder(read_folder(checkpoint, image_size), checkpoint, out, half, slim)
         if (checkpoint / ANSWERS).is_file() and checkpoint.resolve() != out.resolve():
-            shutil.copyfile(checkpoint / ANSWERS, out / ANSWERS)
+            write_atomically(out / ANSWERS, (checkpoint / ANSWERS).read_bytes())
     else:
         processor = Processor(load_tokenizer(str(vocabulary or "bert")), preset("base").image_size)
         words = processor.tokenizer.get_vocab()

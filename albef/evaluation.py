@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from albef import distributed
-from albef.data import broken
-from albef.data.examples import Example, ExampleSource, Kind, open_examples
+from albef.data.broken import BrokenCounter
+from albef.data.examples import ExampleSource, Kind, open_examples
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
@@ -43,11 +43,9 @@ def evaluate(
     `data` are the task's JSON lists, or for retrieval also tar shards and folders; `protocol` is one of
     `albef.PROTOCOLS`. `rules` are the fields of `albef.protocols.Rules`, such as `k` or `image_root`. A model that is
     given by its name is loaded at the protocol's size, a pipeline keeps its own. ValueError for rules that the task
-    doesn't have; RuntimeError if too many images can't be read.
+    doesn't have, or values they can't have; RuntimeError if too many images can't be read.
     """
     chosen = Rules(protocol=protocol, **rules)  # type: ignore[arg-type]
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise AlbefValueError(f"unknown protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     pipeline = model if isinstance(model, Pipeline) else load(model, image_size=size_of(chosen))
     return measure(pipeline, [str(one) for one in ([data] if isinstance(data, (str, Path)) else data)], chosen)
 
@@ -69,15 +67,16 @@ def measure(pipeline: Pipeline, data: Sequence[str], rules: Rules, say: Say = la
         say(ZERO_SHOT)
     rules = replace(rules, k=rules.k or PROTOCOLS.get(rules.protocol or "", {}).get("k", 128))
     quick = torch.autocast(pipeline.model.device.type, torch.bfloat16, enabled=rules.precision == "bfloat16")
-    with torch.no_grad(), quick, broken.counting(rules.broken_limit) as counter:
-        figures = _figures(pipeline, task, data, rules, say)
-    failures, seen = _over_all_ranks(counter)
+    own = BrokenCounter(rules.broken_limit)
+    with torch.no_grad(), quick:
+        figures = _figures(pipeline, task, data, rules, say, own)
+    failures, seen = _over_all_ranks(own)
     return figures | ({"left_out": {"unreadable": failures, "of": seen}} if failures else {})
 
 
-def _over_all_ranks(counter: broken.BrokenCounter) -> tuple[int, int]:
+def _over_all_ranks(counter: BrokenCounter) -> tuple[int, int]:
     """Unreadable images and all; RuntimeError on every rank if they are too many."""
-    whole = broken.BrokenCounter(counter.limit)
+    whole = BrokenCounter(counter.limit)
     for own in distributed.gather_objects((counter.failures, counter.seen, counter.reasons)):
         whole.failures, whole.seen = whole.failures + own[0], whole.seen + own[1]
         whole.reasons |= own[2]
@@ -126,43 +125,48 @@ def _shown(value: Any) -> str:
     return "".join(f" {word}" for word in words)
 
 
-def _figures(pipeline: Pipeline, task: str, data: Sequence[str], rules: Rules, say: Say) -> Figures:
+def _figures(
+    pipeline: Pipeline, task: str, data: Sequence[str], rules: Rules, say: Say, counter: BrokenCounter
+) -> Figures:
+    """Figures by the task's rules; the `counter` learns which images could not be read."""
     if task == "retrieval":
-        return _retrieval(pipeline, data, rules, say)
+        return _retrieval(pipeline, data, rules, say, counter)
     source = open_examples(KINDS[task], data, rules.image_root, rules.vg_root)
     if task == "grounding":
-        return {mode: _grounding(pipeline, source, mode, rules) for mode in rules.mode or ("itm", "itc")}
+        return _grounding(pipeline, source, rules, counter)
     truth = "answer" if task == "vqa" else "label"
-    if not any(_is_known(source[index]) for index in range(len(source))):
+    if not any(example.answers or example.label is not None for example in map(source.__getitem__, range(len(source)))):
         if not rules.results:
             raise AlbefValueError(
                 f"{' '.join(data)}: no example has its {truth}, so there is nothing to measure by; add "
                 f"--results FILE to have the model's written, or give a list with every {truth}"
             )
         say(f"no example has its {truth}: no figures but their number")
-    return (_answers if task == "vqa" else _labels)(pipeline, source, rules, say)
+    return (_answers if task == "vqa" else _labels)(pipeline, source, rules, say, counter)
 
 
-def _is_known(example: Example) -> bool:
-    return bool(example.answers) or example.label is not None
-
-
-def _grounding(pipeline: Pipeline, source: ExampleSource, mode: grounding.Mode, rules: Rules) -> Figures:
+def _grounding(pipeline: Pipeline, source: ExampleSource, rules: Rules, counter: BrokenCounter) -> Figures:
     model: Any = pipeline.model
-    work = partial(grounding.evaluate_phrases, model, pipeline.processor, source, mode, rules.layer)
-    return with_bar(f"heat maps by {mode.upper()}", len(source), work)
+    figures: Figures = {}
+    for mode in rules.mode or grounding.MODES:
+        counted = None if figures else counter  # the second map is of the same images
+        work = partial(
+            grounding.evaluate_phrases, model, pipeline.processor, source, mode, rules.layer, counter=counted
+        )
+        figures[mode] = with_bar(f"heat maps by {mode.upper()}", len(source), work)
+    return figures
 
 
-def _retrieval(pipeline: Pipeline, data: Sequence[str], rules: Rules, say: Say) -> Figures:
+def _retrieval(pipeline: Pipeline, data: Sequence[str], rules: Rules, say: Say, counter: BrokenCounter) -> Figures:
     model: Any = pipeline.model
     source = _pairs(data, rules)
-    gallery = with_bar(
-        "encoding images",
-        len(source),
-        lambda tick: ranking.encode_gallery(
-            model, pipeline.processor, source, rules.captions, tick=tick, memory=rules.memory or ranking.TOKENS_GIB
-        ),
-    )
+    memory = ranking.TOKENS_GIB if rules.memory is None else rules.memory
+
+    def encode(tick: ranking.Tick) -> ranking.Gallery:
+        options: Any = {"captions_per_image": rules.captions, "memory": memory, "counter": counter}
+        return ranking.encode_gallery(model, pipeline.processor, source, tick=tick, **options)
+
+    gallery = with_bar("encoding images", len(source), encode)
     images, k = len(gallery.z_image), rules.k or 128
     # 0.1.0's words: scripts read them
     say(f"{images} pictures, {len(gallery.z_text)} texts, up to {k} candidates re-ranked")
@@ -181,17 +185,15 @@ def _pairs(data: Sequence[str], rules: Rules) -> Source:
         raise AlbefValueError(f"{', '.join(data)}: phrases, not captions; add --task grounding") from error
 
 
-def _answers(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say) -> Figures:
+def _answers(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say, counter: BrokenCounter) -> Figures:
     model: Any = pipeline.model
     listed = answers_of.read_answers(rules.answers) if rules.answers else pipeline.answers
-    answers = answers_of.checked_answers(listed)
-    figures, given = with_bar(
-        "answering",
-        len(source),
-        lambda tick: vqa.evaluate_questions(
-            model, pipeline.processor, source, answers, rules.k or 128, rules.official, tick=tick
-        ),
-    )
+    inputs = model, pipeline.processor, source, answers_of.checked_answers(listed), rules.k or 128, rules.official
+
+    def work(tick: ranking.Tick) -> tuple[Figures, dict[str | int, dict[str, str]]]:
+        return vqa.evaluate_questions(*inputs, tick=tick, counter=counter)
+
+    figures, given = with_bar("answering", len(source), work)
     if rules.results and distributed.rank() == 0:
         way = rules.way or "ranked"
         vqa.write_results(rules.results, given, way)
@@ -199,12 +201,11 @@ def _answers(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say) 
     return figures
 
 
-def _labels(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say) -> Figures:
+def _labels(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say, counter: BrokenCounter) -> Figures:
     model: Any = pipeline.model
     task: Any = nlvr2 if isinstance(model, AlbefForPairs) else classification
-    found = with_bar(
-        "judging", len(source), lambda tick: classification.predict(model, pipeline.processor, source, tick=tick)
-    )
+    work = partial(classification.predict, model, pipeline.processor, source, counter=counter)
+    found = with_bar("judging", len(source), lambda tick: work(tick=tick))
     if rules.results and distributed.rank() == 0:
         task.write_results(rules.results, found, model.labels)
         say(f"{len(found)} labels: {rules.results}")

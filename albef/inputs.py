@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from albef.data.broken import BrokenImage
 from albef.data.images import ImageSource, open_image, to_rgb
 from albef.data.processor import Processor
 from albef.data.progress import tracked
@@ -24,7 +27,43 @@ Texts = str | Sequence[str]
 AT_ONCE = 32  # images, or pairs of an image and a text, that are computed together
 THREADS = 4  # that open images
 M = TypeVar("M", bound=Backbone)
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An image as it was given. Two are equal if they are the same file, the same bytes or the same object.
+
+    `name` is what messages call it: its place in the list, or None for what it is called by itself.
+    """
+
+    key: Hashable
+    source: ImageLike = field(compare=False)
+    name: str | None = field(compare=False)
+
+    @classmethod
+    def of(cls, image: ImageLike, place: str | None = None) -> Given:
+        """TypeError for what is no image, BrokenImage for an address in the web."""
+        if isinstance(image, (str, Path)):
+            if re.match(r"(https?|ftp|s3|gs|hf):/", str(image)):
+                raise BrokenImage(str(image), "an address, not a file", "fetch it, and give its path or its bytes")
+            return cls(image, image, None)
+        if not isinstance(image, (Image.Image, bytes)) and not hasattr(image, "read"):
+            raise AlbefTypeError(
+                f"{place or 'images'}: cannot open a {type(image).__name__} as an image; give a PIL image, a path, "
+                "bytes or a binary stream, or a list of them (PIL.Image.fromarray makes an image of an array)"
+            )
+        return cls(image if isinstance(image, bytes) else id(image), image, place)
+
+    def open(self) -> Image.Image:
+        """As upright RGB; BrokenImage if it cannot be read."""
+        if not isinstance(self.source, Image.Image):
+            return open_image(self.source, self.name)
+        try:
+            return to_rgb(self.source)
+        except OSError as error:  # Pillow reads a file not when it opens it, but when its pixels are wanted
+            name = self.name or getattr(self.source, "filename", "") or "image"
+            raise BrokenImage(str(name), f"damaged ({error})", "fetch it again or leave it out") from error
 
 
 class Loaded:
@@ -43,21 +82,22 @@ class Loaded:
             )
         return self.model
 
-    def _batches(self, images: Sequence[ImageLike], silent: bool = False) -> Iterator[Tensor]:
-        return (pixels for _, pixels in self._numbered_batches(images, silent))
-
-    def _numbered_batches(self, images: Sequence[ImageLike], silent: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    def _batches(self, images: Sequence[Given], silent: bool = False) -> Iterator[tuple[slice, Tensor]]:
         """Which of the images, and their pixels on the device; long lists show how far they are, unless `silent`."""
         starts = range(0, len(images), AT_ONCE)
         for start in starts if silent else tracked(starts, len(starts), "images"):
             rows = slice(start, min(start + AT_ONCE, len(images)))
             yield rows, self._pixels(images[rows])
 
-    def _pixels(self, images: Sequence[ImageLike]) -> Tensor:
-        """Normalised pixels [N, 3, H, W] on the model's device, of its number type."""
-        with ThreadPoolExecutor(min(THREADS, len(images))) as pool:
-            pixels = torch.stack(list(pool.map(lambda image: self.processor.resize(open_any(image)), images)))
-        return self.processor.normalise(pixels.to(self.model.device)).to(self.model.dtype)
+    def _pixels(self, images: Sequence[Given]) -> Tensor:
+        """Normalised pixels [N, 3, H, W] on the model's device, of its number type.
+
+        An image that is given several times is opened once: two threads cannot read one stream.
+        """
+        own, of_image = distinct(images)
+        with ThreadPoolExecutor(min(THREADS, len(own))) as pool:
+            pixels = torch.stack(list(pool.map(lambda image: self.processor.resize(image.open()), own)))
+        return self.processor.normalise(pixels[of_image].to(self.model.device)).to(self.model.dtype)
 
     def _on(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return ids.to(self.model.device), mask.to(self.model.device)
@@ -71,30 +111,35 @@ class Loaded:
             self._tokenised = answers, words
         return words  # type: ignore[no-any-return]
 
-    def _spelled(self, ids: list[int]) -> dict[str, list[int]]:
-        """The words that pieces spell, with the places of their pieces; `[CLS]` is none."""
-        words: list[tuple[str, list[int]]] = []
-        for place, index in enumerate(ids[1:], 1):
-            piece = self.processor.tokenizer.id_to_token(index) or "[UNK]"
-            if piece.startswith("##") and words:
-                words[-1] = (words[-1][0] + piece[2:], [*words[-1][1], place])
-            else:
-                words.append((piece, [place]))
-        places: dict[str, list[int]] = {}
-        for word, own in words:
-            places.setdefault(word, []).extend(own)
-        return places
 
-
-def list_images(images: Images) -> tuple[list[ImageLike], bool]:
+def list_images(images: Images, what: str = "images") -> tuple[list[Given], bool]:
     """As a list, and whether it was a single one."""
     if isinstance(images, (list, tuple)):
-        return list(images), False
-    return [images], True  # type: ignore[list-item]
+        return [Given.of(image, f"{what}[{place}]") for place, image in enumerate(images)], False
+    return [Given.of(images)], True  # type: ignore[arg-type]
 
 
 def list_texts(texts: Texts) -> tuple[list[str], bool]:
-    return ([texts], True) if isinstance(texts, str) else (list(texts), False)
+    """As a list, and whether it was a single one. TypeError for what is no text."""
+    if isinstance(texts, str):
+        return [texts], True
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise AlbefTypeError(f"cannot read a {type(texts).__name__} as a text; give a str, or a list of them")
+    listed = list(texts)
+    for place, text in enumerate(listed):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise AlbefTypeError(f"text {place} is {text!r} of type {kind}; every text must be a string")
+    return listed, False
+
+
+def list_captions(texts: Texts) -> tuple[list[str], bool]:
+    """As `list_texts`. ValueError for a text without a word, too: it would match whatever it meets."""
+    listed, one = list_texts(texts)
+    for text in listed:
+        if not clean_caption(text):
+            raise AlbefValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
+    return listed, one
 
 
 def paired(**columns: tuple[list[Any], bool]) -> tuple[list[list[Any]], bool]:
@@ -111,20 +156,6 @@ def paired(**columns: tuple[list[Any], bool]) -> tuple[list[list[Any]], bool]:
 
 def distinct(values: Sequence[T]) -> tuple[list[T], Tensor]:
     """Each once, and which of them every one is."""
-    numbers: dict[Any, int] = {}
-    keys = [value if isinstance(value, (str, bytes, Path)) else id(value) for value in values]
-    of = [numbers.setdefault(key, len(numbers)) for key in keys]
-    firsts = dict(zip(reversed(of), reversed(values), strict=True))
-    return [firsts[number] for number in range(len(numbers))], torch.tensor(of, dtype=torch.long)
-
-
-def with_words(texts: list[str]) -> list[str]:
-    """ValueError for a text without a word: it would match whatever it meets."""
-    for text in texts:
-        if not clean_caption(text):
-            raise AlbefValueError(f"the text {text!r} has no word in it; describe something, e.g. 'a dog on the beach'")
-    return texts
-
-
-def open_any(image: ImageLike) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+    numbers: dict[T, int] = {}
+    of = [numbers.setdefault(value, len(numbers)) for value in values]
+    return list(numbers), torch.tensor(of, dtype=torch.long)

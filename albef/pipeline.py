@@ -3,7 +3,7 @@
 All methods take one image or text and give one result, or take lists and give a tensor or a list with a row for each.
 """
 
-# N images, texts or pairs, I images, T texts, S image tokens, L words, Dv and D widths of image and text, E embed_dim
+# I images, T texts
 
 from __future__ import annotations
 
@@ -16,31 +16,20 @@ from torch import Tensor
 
 from albef.data.processor import Processor
 from albef.data.progress import tracked
-from albef.data.records import Box, box_of
-from albef.errors import AlbefValueError
+from albef.data.records import Box
+from albef.errors import AlbefTypeError, AlbefValueError
+from albef.features import Features
 from albef.files import fetched
-from albef.inputs import (
-    ImageLike,
-    Images,
-    Loaded,
-    Texts,
-    distinct,
-    list_images,
-    list_texts,
-    open_any,
-    paired,
-    with_words,
-)
-from albef.metrics import boxes
+from albef.inputs import Given, ImageLike, Images, Texts, distinct, list_captions, list_images, list_texts, paired
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.models.start import load_model
-from albef.results import Answer, Match, Ranked, Region, States, Verdict
+from albef.regions import checked_candidates, region
+from albef.results import Answer, Match, Ranked, Region, Verdict
 from albef.tasks import answers as answers_of
 from albef.tasks import decode, grounding, ranking, vqa
 
-TEXTS_AT_ONCE = 256
 PAIRS_KEPT = 512  # pairs whose images' tokens are kept together while they are matched
 
 
@@ -55,10 +44,16 @@ def load(
 
     `device` as PyTorch names it, by default the accelerator that PyTorch finds, else the CPU; `dtype` of the weights,
     e.g. torch.bfloat16; `image_size` in pixels, if other than the model's (one number, or height and width);
-    `revision` of a repository on the hub. FileNotFoundError if there is nothing of that name.
+    `revision` of a repository on the hub. FileNotFoundError if there is nothing of that name; ValueError for a device
+    that PyTorch cannot use here.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise AlbefTypeError(f"dtype {dtype!r}: give torch.float32, torch.bfloat16 or torch.float16, or leave it out")
+    if image_size is not None and min([image_size] if isinstance(image_size, int) else image_size) < 1:
+        raise AlbefValueError(f"image_size {image_size}: give pixels, at least 1, or leave it out")
+    device = default_device() if device is None else _usable(device)
     name, folder = str(folder), fetched(folder, revision)
-    model = load_model(folder, image_size).to(device or default_device(), dtype)
+    model = load_model(folder, image_size).to(device, dtype)
     processor = Processor.from_pretrained(folder)
     processor.image_size = model.config.image_size
     path = answers_of.answers_file(folder)
@@ -71,71 +66,22 @@ def default_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-class Pipeline(Loaded):
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
+        reason = str(error).splitlines()[0]
+        raise AlbefValueError(
+            f"device {str(device)!r}: PyTorch can't use it here ({reason}); leave it out, or give 'cpu'"
+        ) from error
+
+
+class Pipeline(Features):
     """A model with its processor. Each kind of model can do some of it; the others say which kind can (TypeError).
 
     An image is a PIL image, a path, the bytes of a file or a stream; BrokenImage if it can't be read. Tensors that are
     given back are float32 on the CPU. Weights want no gradients. Several threads may use one pipeline.
     """
-
-    # Features
-
-    @torch.no_grad()
-    def embed_images(self, images: Images) -> Tensor:
-        """Unit vectors [N, E] in the space that images and texts share; of one image [E]."""
-        model, (listed, one) = self._model(AlbefModel, "embed images", "retrieval"), list_images(images)
-        found = [model.project_image(model.encode_image(pixels)) for pixels in self._batches(listed)]
-        return _joined(found, model.config.embed_dim, one)
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Texts) -> Tensor:
-        """Unit vectors [N, E] in the space that images and texts share; of one text [E]."""
-        model, (listed, one) = self._model(AlbefModel, "embed texts", "retrieval"), list_texts(texts)
-        if not listed:
-            return torch.empty(0, model.config.embed_dim)
-        return _joined([ranking.encode_texts(model, self.processor, listed)[1]], model.config.embed_dim, one)
-
-    @torch.no_grad()
-    def tokens(self, images: Images) -> Tensor:
-        """Image tokens [N, S, Dv]: the class token and a token for each patch, row by row; of one image [S, Dv]."""
-        listed, one = list_images(images)
-        found = [self.model.encode_image(pixels).float().cpu() for pixels in self._batches(listed)]
-        config = self.model.config
-        rows = torch.cat([torch.empty(0, config.image_tokens, config.vision_width), *found])
-        return rows[0] if one else rows
-
-    @torch.no_grad()
-    def states(self, texts: Texts) -> States:
-        """What the text encoder makes of every word, before any image is seen."""
-        listed, one = list_texts(texts)
-        words = self.processor.texts(listed)
-        ids, mask = words["input_ids"], words["attention_mask"]
-        found = [torch.empty(0, ids.shape[1], self.model.config.text_width)]
-        for start in range(0, len(listed), TEXTS_AT_ONCE):
-            own = slice(start, start + TEXTS_AT_ONCE)
-            found.append(self.model.encode_text(*self._on(ids[own], mask[own])).float().cpu())
-        return _states(torch.cat(found), mask, one)
-
-    @torch.no_grad()
-    def fuse(self, images: Images, texts: Texts) -> States:
-        """What the fusion encoder makes of every word of a text that has seen its image: multimodal features.
-
-        Lists of one length are pairs; a single image or text goes with all of the other.
-        """
-        model = self._model(AlbefModel, "fuse", "retrieval")
-        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
-        words = self.processor.texts(said)
-        ids, mask = words["input_ids"], words["attention_mask"]
-        found = [torch.empty(0, ids.shape[1], model.config.text_width)]
-        for rows, pixels in self._numbered_batches(listed):
-            own_ids, own_mask = self._on(ids[rows], mask[rows])
-            keys_values = model.fusion_encoder.keys_values(model.encode_image(pixels))
-            found.append(model.fuse(model.encode_text(own_ids, own_mask), own_mask, keys_values).float().cpu())
-        return _states(torch.cat(found), mask, one)
-
-    def similarity(self, images: Images, texts: Texts) -> Tensor:
-        """Cosines of all images with all texts by ITC, [I, T]; a single image or text has no dimension of its own."""
-        return torch.inner(self.embed_images(images), self.embed_texts(texts))
 
     # Matching
 
@@ -151,16 +97,16 @@ class Pipeline(Loaded):
         side by side: it is read and encoded once for them. ValueError for lists of different lengths.
         """
         model = self._model(AlbefModel, "match", "retrieval")
-        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_captions(texts))
         starts = range(0, len(listed), PAIRS_KEPT)
         parts = (self._matches(model, listed[at : at + PAIRS_KEPT], said[at : at + PAIRS_KEPT]) for at in starts)
         found = [match for part in tracked(parts, len(starts), "matching") for match in part]
         return found[0] if one else found
 
-    def _matches(self, model: AlbefModel, images: list[ImageLike], texts: list[str]) -> list[Match]:
+    def _matches(self, model: AlbefModel, images: list[Given], texts: list[str]) -> list[Match]:
         (own_images, of_image), (own_texts, of_text) = distinct(images), distinct(texts)
-        tokens, z_image = ranking.encode_images(model, self._batches(own_images, silent=True))
-        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(own_texts))
+        tokens, z_image = ranking.encode_images(model, (pixels for _, pixels in self._batches(own_images, silent=True)))
+        encoded, z_text = ranking.encode_texts(model, self.processor, own_texts)
         pairs = torch.zeros(len(own_images), len(own_texts), dtype=torch.bool)
         pairs[of_image, of_text] = True
         shares = _shares(model, tokens, encoded, pairs)[of_image, of_text]
@@ -184,18 +130,18 @@ class Pipeline(Loaded):
             raise AlbefValueError(f"k {k}: ask for at least one candidate")
         by_text = isinstance(query[0] if isinstance(query, (list, tuple)) and query else query, str)
         images, one_image = list_images(candidates if by_text else query)
-        texts, one_text = list_texts(query if by_text else candidates)
+        texts, one_text = list_captions(query if by_text else candidates)
         one = one_text if by_text else one_image
         if not images or not texts:
             return [] if one else [[] for _ in query]
-        tokens, z_image = ranking.encode_images(model, self._batches(images))
-        encoded, z_text = ranking.encode_texts(model, self.processor, with_words(texts))
+        tokens, z_image = ranking.encode_images(model, (pixels for _, pixels in self._batches(images)))
+        encoded, z_text = ranking.encode_texts(model, self.processor, texts)
         cosines = (z_image @ z_text.T).cpu()  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
-        shares = _shares(model, tokens, encoded, chosen)
-        shares = shares.masked_fill(~chosen, -1)
-        both = (shares.T, cosines.T) if by_text else (shares, cosines)
-        found = [_best(own_shares, own_cosines, k) for own_shares, own_cosines in zip(*both, strict=True)]
+        shares = _shares(model, tokens, encoded, chosen).masked_fill(~chosen, -1)
+        if by_text:
+            shares, cosines = shares.T, cosines.T
+        found = [_best(*own, k) for own in zip(shares, cosines, strict=True)]
         return found[0] if one else found
 
     @overload
@@ -205,17 +151,22 @@ class Pipeline(Loaded):
     def classify(self, images: Any, labels: Sequence[str], template: str = "a photo of a {}") -> Any:
         """Which of the labels suits an image best, without any training for them, by ITC.
 
-        The label replaces `{}` in the template. ValueError for a template without it, or for no labels.
+        The label replaces `{}` in the template. The probabilities of all labels sum to 1: a label alone says nothing.
+        ValueError for a template without `{}`, for no labels, or for one twice.
         """
-        model, (listed, one) = self._model(AlbefModel, "classify", "retrieval"), list_images(images)
+        model = self._model(AlbefModel, "classify", "retrieval")
         if "{}" not in template:
             raise AlbefValueError(f"template {template!r}: must hold {{}}, which each label replaces")
-        if isinstance(labels, str) or not labels:
+        listed, single = list_captions(labels)
+        if single or not listed:
             raise AlbefValueError(f"labels {labels!r}: give a list of at least one label")
-        z_text = self.embed_texts([template.replace("{}", label) for label in labels])
-        shares = (self.embed_images(listed) @ z_text.T / float(model.temp)).softmax(-1)
-        found = [_verdict(labels, row) for row in shares.tolist()]
-        return found[0] if one else found
+        if len(set(listed)) < len(listed):
+            raise AlbefValueError(f"labels {listed!r}: one is there twice; give each once")
+        z_text = self.embed_texts([template.replace("{}", label) for label in listed])
+        shares = (self.embed_images(images) @ z_text.T / float(model.temp)).softmax(-1)
+        if shares.ndim == 1:
+            return Verdict.of(listed, shares.tolist())
+        return [Verdict.of(listed, row) for row in shares.tolist()]
 
     # Fine-tuned models
 
@@ -239,34 +190,27 @@ class Pipeline(Loaded):
         model = self._model(AlbefForAnswering, "answer questions", "vqa")
         if free and answers is not None:
             raise AlbefValueError("a list of answers is for ranking; leave it out to write freely, or leave out free")
+        if isinstance(answers, str):
+            raise AlbefValueError(f"answers {answers!r}: give a list of answers")
         if k < 1:
             raise AlbefValueError(f"k {k}: ask for at least one answer")
         (listed, asked), one = paired(images=list_images(images), questions=list_texts(questions))
         words = vqa.questions(self.processor, asked, vqa.TEST_WORDS, model.config.max_positions)
         chosen = None if free else tuple(answers_of.checked_answers(self.answers if answers is None else answers))
         found: list[list[Answer]] = []
-        for rows, pixels in self._numbered_batches(listed):
+        for rows, pixels in self._batches(listed):
             ids, mask = self._on(words["input_ids"][rows], words["attention_mask"][rows])
             states = model.read(pixels, ids, mask)
-            found += (
-                self._written(model, states, mask, k)
-                if chosen is None
-                else self._ranked(model, states, mask, chosen, k)
-            )
+            if chosen is None:
+                ends = self.processor.cls_id, self.processor.sep_id
+                pieces, scores = decode.generate(model, states, mask, *ends, beams=max(k, 3))
+                texts, shares = [[self.processor.words(row) for row in own] for own in pieces.tolist()], scores.exp()
+            else:
+                order, shares = decode.rank_answers(model, states, mask, *self._answer_words(chosen), max(k, 128))
+                texts = [[chosen[index] for index in own] for own in order.tolist()]
+            for own in zip(texts, shares.tolist(), strict=True):
+                found.append([Answer(*both) for both in zip(*own, strict=True)][:k])
         return found[0] if one else found
-
-    def _written(self, model: AlbefForAnswering, states: Tensor, mask: Tensor, k: int) -> list[list[Answer]]:
-        ids = self.processor.cls_id, self.processor.sep_id
-        pieces, scores = decode.generate(model, states, mask, *ids, beams=max(k, 3))
-        texts = [[self.processor.words(row) for row in own] for own in pieces.tolist()]
-        return [_answers(*own, k) for own in zip(texts, scores.exp().tolist(), strict=True)]
-
-    def _ranked(
-        self, model: AlbefForAnswering, states: Tensor, mask: Tensor, answers: tuple[str, ...], k: int
-    ) -> list[list[Answer]]:
-        order, shares = decode.rank_answers(model, states, mask, *self._answer_words(answers), max(k, 128))
-        texts = [[answers[index] for index in own] for own in order.tolist()]
-        return [_answers(*own, k) for own in zip(texts, shares.tolist(), strict=True)]
 
     @overload
     def entails(self, images: ImageLike, texts: str) -> Verdict: ...  # type: ignore[overload-overlap]
@@ -275,7 +219,7 @@ class Pipeline(Loaded):
     def entails(self, images: Any, texts: Any) -> Any:
         """Does the image entail the text? Or whichever labels the model was trained with. Pairs as in `match`."""
         model = self._model(AlbefForClassification, "judge a text", "classification")
-        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        (listed, said), one = paired(images=list_images(images), texts=list_captions(texts))
         found = self._judged(model, listed, said, 1)
         return found[0] if one else found
 
@@ -286,22 +230,24 @@ class Pipeline(Loaded):
     def compare(self, first: Any, second: Any, texts: Any) -> Any:
         """Is the text true of the two images, the left and the right one? Lists as in `match`."""
         model = self._model(AlbefForPairs, "compare two images", "nlvr2")
-        (left, right, said), one = paired(first=list_images(first), second=list_images(second), texts=list_texts(texts))
+        (left, right, said), one = paired(
+            first=list_images(first, "first"), second=list_images(second, "second"), texts=list_captions(texts)
+        )
         found = self._judged(model, [image for both in zip(left, right, strict=True) for image in both], said, 2)
         return found[0] if one else found
 
     @torch.no_grad()
     def _judged(
-        self, model: AlbefForClassification | AlbefForPairs, images: list[ImageLike], texts: list[str], each: int
+        self, model: AlbefForClassification | AlbefForPairs, images: list[Given], texts: list[str], each: int
     ) -> list[Verdict]:
         """The texts, of `each` images a text, in one list."""
-        words = self.processor.texts(with_words(texts), model.config.max_positions)
+        words = self.processor.texts(texts, model.config.max_positions)
         found: list[Verdict] = []
-        for rows, pixels in self._numbered_batches(images):
+        for rows, pixels in self._batches(images):
             own = slice(rows.start // each, -(-rows.stop // each))
             seen = pixels.view(-1, each, *pixels.shape[1:]) if each > 1 else pixels
             said = model(seen, *self._on(words["input_ids"][own], words["attention_mask"][own]))
-            found += [_verdict(model.labels, row) for row in said.logits.float().softmax(-1).tolist()]
+            found += [Verdict.of(model.labels, row) for row in said.logits.float().softmax(-1).tolist()]
         return found
 
     # Regions
@@ -325,34 +271,18 @@ class Pipeline(Loaded):
         ValueError for an empty list of them, and for wrong ones.
         """
         model = self._model(AlbefModel, "ground", "grounding")
-        (listed, said), one = paired(images=list_images(images), texts=list_texts(texts))
+        if mode not in grounding.MODES:
+            raise AlbefValueError(f"mode {mode!r}: there are {' and '.join(grounding.MODES)}")
+        (listed, said), one = paired(images=list_images(images), texts=list_captions(texts))
         given = [candidates] * len(listed) if one or candidates is None else list(candidates)
         if len(given) != len(listed):
             raise AlbefValueError(f"{len(given)} lists of candidates for {len(listed)} pairs; give one for each")
-        checked = [_checked_boxes(own) for own in given]
-        pairs = zip(listed, with_words(said), checked, strict=True)
-        found = [self._region(model, *pair, mode, layer) for pair in tracked(pairs, len(listed), "heat maps")]
+        pairs = zip(listed, said, [checked_candidates(own) for own in given], strict=True)
+        found = [
+            region(model, self.processor, image.open(), text, own, mode, layer)
+            for image, text, own in tracked(pairs, len(listed), "heat maps")
+        ]
         return found[0] if one else found
-
-    def _region(
-        self, model: AlbefModel, image: ImageLike, text: str, given: list[Box], mode: grounding.Mode, layer: int | None
-    ) -> Region:
-        opened = open_any(image)
-        size, listed = (opened.height, opened.width), self.processor.texts([text], model.config.max_positions)
-        inputs = (self._pixels([opened]), *self._on(listed["input_ids"], listed["attention_mask"]))
-        words = {}
-        if mode == "itm":
-            maps = grounding.word_maps(model, *inputs, layer)[0]
-            pieces = self._spelled(listed["input_ids"][0].tolist())
-            words = {word: boxes.upsample(maps[own].sum(0), *size) for word, own in pieces.items()}
-            small = maps.mean(0)
-        else:
-            small = grounding.similarity_maps(model, *inputs, layer)[0]
-        large = boxes.upsample(small, *size)
-        points, box = bool(large.max() > 0), box_of(boxes.box_of_map(large))
-        if given:
-            box, points = grounding.best_box(large, given)
-        return Region(opened, large, boxes.point(small, *size), box, points, words)
 
 
 def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, pairs: Tensor) -> Tensor:
@@ -370,30 +300,5 @@ def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, p
 
 
 def _best(shares: Tensor, cosines: Tensor, k: int) -> list[Ranked]:
-    found = shares.topk(min(k, len(shares)))
-    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return [Ranked(index, share, float(cosines[index])) for index, share in rows]
-
-
-def _joined(parts: list[Tensor], width: int, one: bool) -> Tensor:
-    rows = torch.cat([torch.empty(0, width), *(part.float().cpu() for part in parts)])
-    return rows[0] if one else rows
-
-
-def _states(values: Tensor, mask: Tensor, one: bool) -> States:
-    return States(values[0], mask[0]) if one else States(values, mask)
-
-
-def _verdict(labels: Sequence[str], shares: Sequence[float]) -> Verdict:
-    found = dict(zip(labels, shares, strict=True))
-    return Verdict(max(found, key=lambda label: found[label]), found)
-
-
-def _answers(texts: Sequence[str], shares: Sequence[float], k: int) -> list[Answer]:
-    return [Answer(*both) for both in zip(texts, shares, strict=True)][:k]
-
-
-def _checked_boxes(candidates: Sequence[Box] | None) -> list[Box]:
-    if candidates is not None and not len(candidates):
-        raise AlbefValueError("candidates is empty; give boxes to choose among, or leave it out for the map's own box")
-    return [] if candidates is None else [box_of(boxes.checked(candidate)) for candidate in candidates]
+    order = shares.topk(min(k, len(shares))).indices.tolist()
+    return [Ranked(index, float(shares[index]), float(cosines[index])) for index in order]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from albef.errors import AlbefValueError
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "coco": {"image_size": 384, "k": 256},
@@ -78,7 +80,24 @@ class Rules:
     layer: int | None = None
     """grounding: layer of the heat map (by default as in the paper)"""
 
+    def __post_init__(self) -> None:
+        """ValueError for a value that a rule doesn't have; a single mode may be given by its name."""
+        object.__setattr__(self, "mode", (self.mode,) if isinstance(self.mode, str) else tuple(self.mode))
+        for name, hint in get_type_hints(Rules).items():
+            known, value = _choices(hint), getattr(self, name)
+            for one in value if isinstance(value, tuple) else [] if value is None else [value]:
+                if known and one not in known:
+                    raise AlbefValueError(f"unknown {name} {one!r}; there are {', '.join(known)}")
+        if not 0 <= self.broken_limit <= 1:
+            raise AlbefValueError(f"broken_limit {self.broken_limit}: is a share of the images, from 0 to 1")
+
     def given(self) -> dict[str, Any]:
         """The rules of `TASKS_OF` that were chosen."""
         values = {name: getattr(self, name) for name in TASKS_OF}
         return {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
+
+
+def _choices(hint: Any) -> list[str]:
+    """The names that a `Literal` allows, alone or inside of another type."""
+    parts = get_args(hint)
+    return list(parts) if get_origin(hint) is Literal else [name for part in parts for name in _choices(part)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,12 @@ class Verdict:
 
     label: str
     probabilities: dict[str, float]
+
+    @classmethod
+    def of(cls, labels: Sequence[str], shares: Sequence[float]) -> Verdict:
+        """From the probability of every label, in their order."""
+        found = dict(zip(labels, shares, strict=True))
+        return cls(max(found, key=lambda label: found[label]), found)
 
 
 @dataclass(frozen=True)

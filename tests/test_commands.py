@@ -37,6 +37,12 @@ def test_embed_to_numpy(run, tmp_path, folder) -> None:  # noqa: F811
     np.testing.assert_allclose(found["text_vectors"], model.embed_texts(["a red ring", "a blue square"]), atol=1e-6)
 
 
+def test_texts_that_are_not_utf_8(run, tmp_path) -> None:  # noqa: F811
+    (tmp_path / "texts.txt").write_bytes(b"ring\n\xe9t\xe9\n")
+    with pytest.raises(SystemExit, match=r"albef: .*texts.txt: the file is not UTF-8 .*; convert it to UTF-8"):
+        run("embed", "--model", "matching", "--out", tmp_path / "v.npz", "--texts", tmp_path / "texts.txt")
+
+
 def test_embed_to_parquet(run, tmp_path) -> None:  # noqa: F811
     parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "texts.txt").write_text("a red ring\n")
@@ -142,6 +148,34 @@ def test_measuring_from_python(run, folder) -> None:  # noqa: F811
         albef.evaluate(model, "captions.json", candidates=3)
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"precision": "half"}, "unknown precision 'half'; there are float32, bfloat16"),
+        ({"task": "grounding", "mode": "gradcam"}, "unknown mode 'gradcam'; there are itm, itc"),
+        ({"task": "vqa"}, "unknown task 'vqa'; there are retrieval, grounding"),
+        ({"broken_limit": 3}, "broken_limit 3: is a share of the images, from 0 to 1"),
+    ],
+)
+def test_rules_with_values_that_do_not_exist(rules: dict, said: str) -> None:
+    """Some were measured by another rule, without a word."""
+    with pytest.raises(ValueError, match=said):
+        albef.evaluate("world", "world:test/2", **rules)
+
+
+def test_a_single_mode_by_its_name(run) -> None:  # noqa: F811
+    """Its letters were taken for three modes."""
+    assert albef.evaluate("matching", "phrases.json", task="grounding", mode="itc").keys() == {"itc"}
+
+
+def test_an_image_that_is_left_out_of_two_heat_maps_counts_once(run, folder) -> None:  # noqa: F811
+    rows = [{"image": name, "text": "the ring", "box": [1, 1, 9, 9]} for name in ("0.png", "absent.png")]
+    (folder / "half-phrases.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match="left out"):
+        found = albef.evaluate("matching", "half-phrases.json", task="grounding", broken_limit=0.5)
+    assert found["left_out"] == {"unreadable": 1, "of": 2} and found["itc"]["phrases"] == 1
+
+
 # How commands end and print
 
 
@@ -206,6 +240,7 @@ def test_help_of_a_command_needs_no_torch(words: str) -> None:
             [sys.executable, "-c", code + "assert 'torch' not in sys.modules"], capture_output=True, check=False
         )
         assert done.returncode == 0 and f"usage: albef {words}".encode() in done.stdout, done.stderr
+        assert b"{None" not in done.stdout or words.startswith("train "), "an option is left out, not given as None"
         return time.perf_counter() - start
 
     assert best_of_three(measure) < 0.5

@@ -13,6 +13,7 @@ import albef
 from albef.data.broken import BrokenImage
 from albef.data.processor import Processor
 from albef.data.text import load_tokenizer
+from albef.errors import AlbefTypeError, AlbefValueError
 from albef.files import ANSWERS
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -113,6 +114,56 @@ def test_what_is_no_image(matching, tmp_path):
         matching.match(7, "a ring")
 
 
+@pytest.mark.parametrize("source", [np.zeros((3, 3, 3), np.uint8), torch.zeros(3, 3, 3), iter("ab"), None, {"a": b"b"}])
+def test_what_is_no_image_either(matching, source):
+    with pytest.raises(AlbefTypeError, match=r"images: cannot open a .* as an image; give a PIL image, .*fromarray"):
+        matching.embed_images(source)
+    with pytest.raises(AlbefTypeError, match=r"images\[1\]: cannot open a .* as an image"):
+        matching.embed_images([Image.new("RGB", (3, 3)), source])
+
+
+def test_an_address_is_not_fetched(matching):
+    with pytest.raises(BrokenImage, match=r"https://x.org/a.png: an address, not a file; fetch it, and give its path"):
+        matching.embed_images(["https://x.org/a.png"])
+
+
+def test_a_broken_image_in_a_list_is_named_by_its_place(matching, loaded, image, tmp_path):
+    """It was called `image of 2 bytes`; a PIL image raised whatever Pillow does."""
+    cut = io.BytesIO(png(image.resize((200, 200)))[:300])
+    for wrong, reason in ((b"xx", "not an image"), (io.BytesIO(b"xx"), "not an image"), (Image.open(cut), "damaged")):
+        for use in (matching.embed_images, matching.tokens, lambda images: matching.rank("a ring", images)):
+            with pytest.raises(BrokenImage, match=rf"images\[2\]: {reason}"):
+                use([image, image, wrong])
+        with pytest.raises(BrokenImage, match=rf"second\[1\]: {reason}"):
+            loaded["AlbefForPairs"].compare(image, [image, wrong], "a ring")
+    with pytest.raises(BrokenImage, match=r"absent.png: no such file"):
+        matching.embed_images([image, "absent.png"])
+
+
+def test_one_stream_for_many_texts(matching):
+    """Four threads read it at a time, each from where another had left it."""
+    texts, noise = ["a red ring", "a blue square"] * 16, np.random.default_rng(1).integers(256, size=(700, 700, 3))
+    image = Image.fromarray(noise.astype(np.uint8))
+    wanted = matching.fuse(image, texts).values
+    for opened in (lambda file: file, Image.open):
+        torch.testing.assert_close(matching.fuse(opened(io.BytesIO(png(image))), texts).values, wanted)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (None, "cannot read a NoneType as a text; give a str, or a list of them"),
+        (b"ring", "cannot read a bytes as a text"),
+        (["ring", 7], "text 1 is 7 of type int; every text must be a string"),
+    ],
+)
+@pytest.mark.parametrize("use", ["embed_texts", "states", "match", "fuse", "ground", "rank"])
+def test_what_is_no_text(matching, image, use, texts, said):
+    both = (texts,) if use in ("embed_texts", "states") else (image, texts)
+    with pytest.raises(AlbefTypeError, match=said):
+        getattr(matching, use)(*both)
+
+
 # Answers
 
 
@@ -141,6 +192,8 @@ def test_answers_of_ones_own(answering, image):
         ValueError, match=r"the answer list is empty; make one with `albef answers.* by --answers, or .*--free"
     ):
         answering.answer(image, "what is it", answers=[])
+    with pytest.raises(ValueError, match="answers 'ring': give a list of answers"):
+        answering.answer(image, "what is it", answers="ring")
     with pytest.raises(ValueError, match="a list of answers is for ranking; leave it out to write freely"):
         answering.answer(image, "what is it", answers=["ring"], free=True)
 
@@ -321,6 +374,15 @@ def test_another_kind_of_model_says_what_to_load(loaded, image, use):
                 getattr(model, use)(*arguments)
 
 
+@pytest.mark.parametrize("text", ["", "..."])
+def test_features_of_no_text(matching, image, text):
+    for use in (matching.embed_texts, matching.states, lambda texts: matching.fuse(image, texts)):
+        with pytest.raises(ValueError, match="has no word in it; describe something"):
+            use(["a ring", text])
+    with pytest.raises(ValueError, match="has no word in it; describe something"):
+        matching.classify(image, ["ring", text])
+
+
 @pytest.mark.parametrize("use", ["entails", "compare", "match", "ground"])
 @pytest.mark.parametrize("text", ["", "  ", "?", "..."])
 def test_no_text(loaded, image, use, text):
@@ -336,7 +398,47 @@ def test_a_single_image_where_a_pair_is_needed(loaded, image):
         loaded["AlbefForPairs"].entails(image, "a ring")
 
 
+def test_a_mode_that_does_not_exist(matching, image):
+    """It was taken for ITC."""
+    with pytest.raises(ValueError, match="mode 'gradcam': there are itm and itc"):
+        matching.ground(image, "a ring", "gradcam")
+
+
+def test_labels_from_a_generator_and_labels_twice(matching, image):
+    found = matching.classify(image, (label for label in ("ring", "cross")))
+    assert found.probabilities.keys() == {"ring", "cross"}
+    with pytest.raises(ValueError, match=r"labels \['ring', 'cross', 'ring'\]: one is there twice"):
+        matching.classify(image, ["ring", "cross", "ring"])
+
+
 # Loading
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", ""])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(AlbefValueError, match=rf"device '{device}': PyTorch can't use it here .*; leave it out, or"):
+        albef.load("world", device=device)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"dtype": "float16"}, TypeError, "dtype 'float16': give torch.float32, torch.bfloat16 or torch.float16"),
+        ({"dtype": torch.int8}, TypeError, "dtype torch.int8: give torch.float32"),
+        ({"image_size": 0}, ValueError, "image_size 0: give pixels, at least 1"),
+        ({"image_size": (36, -36)}, ValueError, r"image_size \(36, -36\): give pixels, at least 1"),
+    ],
+)
+def test_what_cannot_be_loaded(options, error, said):
+    with pytest.raises(error, match=said):
+        albef.load("world", device="cpu", **options)
+
+
+def test_a_folder_without_words(tmp_path):
+    (save(tmp_path, AlbefModel) / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no saved model here \(a folder with tokenizer.json and preproc"):
+        albef.load(tmp_path)
 
 
 def test_another_size(tmp_path, image):

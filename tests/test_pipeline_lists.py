@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import albef
-from albef import inputs
+from albef import features, inputs
 from albef import pipeline as pipelines
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
@@ -96,7 +96,7 @@ def test_similarities(matching, images) -> None:
 def test_batches_change_nothing(matching, images, monkeypatch, at_once: int) -> None:
     wanted = matching.tokens(images), matching.fuse(images, TEXTS).values
     monkeypatch.setattr(inputs, "AT_ONCE", at_once)
-    monkeypatch.setattr(pipelines, "TEXTS_AT_ONCE", at_once)
+    monkeypatch.setattr(features, "TEXTS_AT_ONCE", at_once)
     monkeypatch.setattr(pipelines, "PAIRS_KEPT", at_once)
     torch.testing.assert_close((matching.tokens(images), matching.fuse(images, TEXTS).values), wanted)
     torch.testing.assert_close(matching.states(TEXTS).first, torch.stack([matching.states(t).first for t in TEXTS]))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -457,6 +458,22 @@ def test_a_damaged_run_of_version_0_1_0_names_the_file(tmp_path):
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         train.train(make_task, Recipe.load(folder / "recipe.json"), folder, CPU)
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    """And figures may be NumPy's."""
+
+    class Scored(Toy):
+        def evaluate(self):
+            super().evaluate()
+            return {"distance": np.float32([0.5, math.nan, 0.1, 0.7, math.nan][len(self.evaluated) - 1])}
+
+        def score(self, evaluation):
+            return evaluation["distance"]
+
+    train.train(Scored, toy_recipe(), tmp_path, CPU)
+    scored = json.loads((tmp_path / "best" / "score.json").read_text())
+    assert (scored["step"], round(scored["score"], 3)) == (16, 0.7)
 
 
 # Two ranks

@@ -15,12 +15,15 @@ from albef.protocols import Rules
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Rules):
-    """A saved model of any task by that task's official rules."""
+    """A saved model of any task by that task's official rules.
+
+    albef evaluate runs/mine/model --data dev.json --image-root images --json figures.json
+    """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     """folder of a saved model, e.g. runs/mine/model; or emoji or world, which come along; or hf://owner/name"""
 
-    data: tuple[str, ...]
+    data: Annotated[tuple[str, ...], arg(metavar="DATA ...")]
     """the task's JSON lists; tar shards, folders, world:test"""
 
     image_size: str | None = None

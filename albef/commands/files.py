@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from albef.commands.common import check_places, image_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Make the list of answers that VQA ranks, from annotations."""
+    """Make the list of answers that VQA ranks, from annotations.
 
-    data: Positional[tuple[str, ...]]
+    albef answers vqa_train.json vqa_val.json --out answers.json
+    """
+
+    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA ...", help_behavior_hint="")]]
     """VQA JSON lists"""
 
     out: Path
@@ -38,9 +42,14 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Turn a published .pth file, of any task, into a folder that albef loads, and back."""
+    """Turn a published .pth file, of any task, into a folder that albef loads, and back.
 
-    checkpoint: Positional[Path | None] = None
+    albef convert ALBEF.pth --out albef-14m
+
+    albef convert runs/mine/model --to-official model.pth
+    """
+
+    checkpoint: Positional[Annotated[Path | None, arg(metavar="[CHECKPOINT]", help_behavior_hint="")]] = None
     """e.g. ALBEF.pth, or the folder of a saved model"""
 
     out: Path | None = None

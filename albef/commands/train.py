@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.recipe import Recipe
@@ -48,25 +48,32 @@ class Training:
     folder: Path
 
     def run(self) -> None:
-        _train(self.recipe, self.folder)
+        from albef import distributed, evaluation
+        from albef.engine import train as engine
+        from albef.tasks import make_task
+
+        with distributed.session() as device:
+            try:
+                figures = engine.train(make_task, self.recipe, self.folder, device)
+            except engine.Interrupted as stopped:
+                if distributed.rank() == 0:
+                    print(stopped, file=sys.stderr)
+                sys.exit(130)
+            if distributed.rank() == 0:
+                print(f"saved in {self.folder}; the model: {self.folder / 'model'}", file=sys.stderr)
+                if figures:
+                    print(evaluation.table(figures))
 
 
-@dataclass(frozen=True)
-class Help:
-    text: str
-
-    def run(self) -> None:
-        print(self.text, end="")
-
-
-def parse_train(arguments: list[str]) -> Training | Help:
-    """What `albef train ARGUMENTS` asks for: fields of the recipe are options of the command."""
+def parse_train(arguments: list[str]) -> Training:
+    """What `albef train ARGUMENTS` asks for: fields of the recipe are options of the command. Ends for --help."""
     asked = [word for word in arguments if word not in ("-h", "--help")]
     chosen, fields = tyro.cli(Train, prog="albef train", args=asked, return_unknown_args=True)
     if chosen.resume is None:
         if asked != arguments:
             if not chosen.recipe:
-                return Help(HELP)
+                print(HELP, end="")
+                sys.exit()
             fields = ["--help"]
         recipe = _resolve(chosen.recipe, fields)
         return Training(recipe, chosen.out or Path("runs") / recipe.name)
@@ -92,24 +99,6 @@ def _resolve(name: str | None, fields: list[str]) -> Recipe:
     path = Path(name)
     recipe = Recipe.load(path) if path.suffix == ".json" else find_recipe(name)()
     return tyro.cli(Recipe, prog=f"albef train {name}", default=recipe, args=fields)
-
-
-def _train(recipe: Recipe, folder: Path) -> None:
-    from albef import distributed, evaluation
-    from albef.engine import train as engine
-    from albef.tasks import make_task
-
-    with distributed.session() as device:
-        try:
-            figures = engine.train(make_task, recipe, folder, device)
-        except engine.Interrupted as stopped:
-            if distributed.rank() == 0:
-                print(stopped, file=sys.stderr)
-            sys.exit(130)
-        if distributed.rank() == 0:
-            print(f"saved in {folder}; the model: {folder / 'model'}", file=sys.stderr)
-            if figures:
-                print(evaluation.table(figures))
 
 
 def all_recipes() -> dict[str, Callable[[], Recipe]]:
@@ -140,7 +129,7 @@ def find_recipe(name: str) -> Callable[[], Recipe]:
 class Recipes:
     """List the recipes, or show one with its source and result."""
 
-    name: Positional[str | None] = None
+    name: Positional[Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]] = None
     """the one to show"""
 
     def run(self) -> None:

@@ -40,8 +40,20 @@ class _Use:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _UseOfBoth(_Use):
+    image: Positional[Annotated[Path, arg(metavar="IMAGE")]]
+    """path of the image"""
+
+    text: Positional[Annotated[str, arg(metavar="TEXT")]]
+    """what is said of it"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ask(_Use):
-    """Answer a question about an image."""
+    """Answer a question about an image.
+
+    albef ask runs/vqa/model bus.jpg "what colour is the bus?"
+    """
 
     image: Positional[Annotated[Path, arg(metavar="IMAGE")]]
     """path of the image"""
@@ -59,7 +71,7 @@ class Ask(_Use):
     """write answers freely instead of ranking a list"""
 
     def run(self) -> None:
-        from albef.tasks.vqa import read_answers
+        from albef.tasks.answers import read_answers
 
         listed = read_answers(self.answers) if self.answers else None
         found = self.loaded().answer(self.image, self.question, self.k, listed, self.free)
@@ -67,14 +79,11 @@ class Ask(_Use):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entail(_Use):
-    """Does an image entail a text?"""
+class Entail(_UseOfBoth):
+    """Does an image entail a text? Prints the probability of every label that the model knows.
 
-    image: Positional[Annotated[Path, arg(metavar="IMAGE")]]
-    """path of the image"""
-
-    text: Positional[Annotated[str, arg(metavar="TEXT")]]
-    """what is said of it"""
+    albef entail runs/ve/model bus.jpg "people are waiting for a bus"
+    """
 
     def run(self) -> None:
         found = self.loaded().entails(self.image, self.text)
@@ -83,7 +92,10 @@ class Entail(_Use):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(_Use):
-    """Is a text true of two images?"""
+    """Is a text true of two images, the left and the right one?
+
+    albef compare runs/nlvr2/model left.jpg right.jpg "both images show a bus"
+    """
 
     left: Positional[Annotated[Path, arg(metavar="LEFT")]]
     """path of the left image"""
@@ -100,14 +112,11 @@ class Compare(_Use):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match(_Use):
-    """Do image and text belong together?"""
+class Match(_UseOfBoth):
+    """Do image and text belong together? Prints ITM's probability and ITC's cosine.
 
-    image: Positional[Annotated[Path, arg(metavar="IMAGE")]]
-    """path of the image"""
-
-    text: Positional[Annotated[str, arg(metavar="TEXT")]]
-    """what is said of it"""
+    albef match emoji apple.png "a red apple"
+    """
 
     def run(self) -> None:
         found = self.loaded().match(self.image, self.text)
@@ -115,17 +124,14 @@ class Match(_Use):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground(_Use):
-    """Where in an image is a text seen? Writes a heat map."""
+class Ground(_UseOfBoth):
+    """Where in an image is a text seen? Writes a heat map, prints the box around its peak.
 
-    image: Positional[Annotated[Path, arg(metavar="IMAGE")]]
-    """path of the image"""
-
-    text: Positional[Annotated[str, arg(metavar="TEXT")]]
-    """what is said of it"""
+    albef ground runs/mine/model bus.jpg "the red bus" --out heat.png
+    """
 
     mode: Literal["itm", "itc"] = "itm"
-    """kind of heat map"""
+    """kind of heat map: itm looks at every word, itc at the text as a whole"""
 
     layer: int | None = None
     """layer of the heat map (by default as in the paper)"""
@@ -150,9 +156,12 @@ class Ground(_Use):
 
 @dataclass(frozen=True, kw_only=True)
 class Classify:
-    """Which of some labels suits each image best, without training for them."""
+    """Which of some labels suits each image best, without training for them.
 
-    images: Positional[tuple[Path, ...]]
+    albef classify *.jpg --model runs/mine/model --labels cat dog "traffic light"
+    """
+
+    images: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE ...", help_behavior_hint="")]]
     """paths of the images"""
 
     model: str
@@ -175,26 +184,27 @@ class Classify:
             raise AlbefValueError("no images; give at least one path")
         from albef import pipeline
 
-        found = pipeline.load(self.model, image_size=image_size(self.image_size)).classify(
-            list(self.images), list(self.labels), self.template
-        )
+        loaded = pipeline.load(self.model, image_size=image_size(self.image_size))
+        found = loaded.classify(list(self.images), list(self.labels), self.template)
+        both = list(zip(self.images, found, strict=True))
         if self.json:
-            rows = [{"image": str(path), **asdict(one)} for path, one in zip(self.images, found, strict=True)]
-            print(json.dumps(rows))
+            print(json.dumps([{"image": str(path), **asdict(one)} for path, one in both]))
             return
-        for path, one in zip(self.images, found, strict=True):
-            print(printable(f"{one.probabilities[one.label]:>6.1%}  {one.label}  {path}"))
+        for path, one in both:
+            print(printable(f"{_share(one.probabilities[one.label], one.label)}  {path}"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
     """Unit vectors of images and texts, in the space that both share, to a file.
 
+    albef embed *.jpg --model runs/mine/model --out vectors.npz
+
     A .npz file has `images` and `texts` (paths and lines) with `image_vectors` and `text_vectors` beside them; a
     .parquet file has a row for each with the columns `kind`, `name` and `vector`.
     """
 
-    images: Positional[tuple[Path, ...]] = ()
+    images: Positional[Annotated[tuple[Path, ...], arg(metavar="[IMAGE ...]", help_behavior_hint="")]] = ()
     """paths of the images"""
 
     model: str
@@ -214,8 +224,10 @@ class Embed:
         check_suffix("--out", self.out, (".npz", ".parquet"), ".npz or .parquet")
         if not self.images and not self.texts:
             raise AlbefValueError("nothing to embed; give paths of images, or --texts FILE with a text a line")
+        from albef.data.reading import read_text
+
         write = _write_npz if self.out.suffix.lower() == ".npz" else _parquet_writer()
-        texts = self.texts.read_text(encoding="utf-8").splitlines() if self.texts else []
+        texts = read_text(self.texts).splitlines() if self.texts else []
         from albef import pipeline
 
         loaded = pipeline.load(self.model, image_size=image_size(self.image_size))

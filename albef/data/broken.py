@@ -1,8 +1,6 @@
 """Images that cannot be read: how one is named, and when there are too many."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 from albef.errors import AlbefRuntimeError, AlbefValueError
 from albef.files import printable
@@ -62,28 +60,6 @@ class BrokenCounter:
 def _shortened(name: str) -> str:
     """A name, or the begin and the end of one that would fill the screen."""
     return name if len(name) <= LONGEST_NAME else f"{name[:100]} ... {name[-30:]}"
-
-
-_active: ContextVar[BrokenCounter | None] = ContextVar("active", default=None)
-
-
-@contextmanager
-def counting(limit: float) -> Iterator[BrokenCounter]:
-    """Counts the examples that are read meanwhile, for an evaluation, and those of them that could not be."""
-    counter = BrokenCounter(limit)
-    token = _active.set(counter)
-    try:
-        yield counter
-    finally:
-        _active.reset(token)
-
-
-def note(broken: Broken, read: int) -> None:
-    """Tells whoever counts of a reading's `broken` images and of those that could be read. RuntimeError beyond the
-    limit, as soon as that can be said."""
-    if counter := _active.get():
-        counter.add(broken, read)
-        counter.check()
 
 
 def listing(broken: Broken, shown: int = 10) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from albef.data.augment import TrainTransform
-from albef.data.broken import Broken, BrokenImage, listing
+from albef.data.broken import Broken, BrokenCounter, BrokenImage, listing
 from albef.data.images import open_image
 from albef.data.loader import Pair, read_all, read_or_replace, readable_of
 from albef.data.processor import Processor
@@ -43,17 +43,16 @@ def _open(image: bytes | Path, name: str) -> Image.Image:
     return open_image(image, name if isinstance(image, bytes) else None)  # a file is named by its path
 
 
-def read_examples(source: ExampleSource, indices: Sequence[int], processor: Processor) -> tuple[list[Example], Tensor]:
-    """Returns examples without their images, and their pixels uint8 [n, P, 3, H, W].
-
-    Examples that cannot be read are left out with a warning that names them.
-    """
+def read_examples(
+    source: ExampleSource, indices: Sequence[int], processor: Processor, counter: BrokenCounter | None = None
+) -> tuple[list[Example], Tensor]:
+    """Returns examples without their images, and their pixels uint8 [n, P, 3, H, W]; see `readable_of`."""
 
     def read(index: int) -> tuple[Example, Tensor]:
         example, images = read_example(source, index)
         return example, torch.stack([processor.resize(image) for image in images])
 
-    found = readable_of(read, indices)
+    found = readable_of(read, indices, counter)
     empty = torch.empty(0, 1, 3, *processor.image_size, dtype=torch.uint8)
     return [example for example, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
 

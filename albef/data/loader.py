@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from albef.data.augment import TrainTransform
-from albef.data.broken import Broken, BrokenImage, listing, note
+from albef.data.broken import Broken, BrokenCounter, BrokenImage, listing
 from albef.data.forkserver import SERVER_OF
 from albef.data.images import open_image
 from albef.data.processor import Processor
@@ -81,12 +81,11 @@ def read_record(source: Source, index: int) -> Record:
     return record
 
 
-def read_images(source: Source, indices: Sequence[int], processor: Processor) -> tuple[list[Record], Tensor]:
-    """Returns records without the bytes of their images, and their pixels uint8 [n, 3, H, W].
-
-    Records that cannot be read are left out with a warning that names them.
-    """
-    found = readable_of(lambda index: _resized(source, processor, index), indices)
+def read_images(
+    source: Source, indices: Sequence[int], processor: Processor, counter: BrokenCounter | None = None
+) -> tuple[list[Record], Tensor]:
+    """Returns records without the bytes of their images, and their pixels uint8 [n, 3, H, W]; see `readable_of`."""
+    found = readable_of(lambda index: _resized(source, processor, index), indices, counter)
     empty = torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
     return [record for record, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
 
@@ -97,15 +96,22 @@ def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, 
     return dataclasses.replace(record, image=b""), processor.resize(opened)
 
 
-def readable_of(read: Callable[[int], Item], indices: Sequence[int]) -> list[Item]:
-    """Returns what `read` returns for the indices. Where it raises BrokenImage, they are left out with a warning."""
+def readable_of(
+    read: Callable[[int], Item], indices: Sequence[int], counter: BrokenCounter | None = None
+) -> list[Item]:
+    """What `read` returns for the indices; where it raises BrokenImage they are left out, with a warning.
+
+    A `counter` is told of both. RuntimeError as soon as its limit is exceeded.
+    """
     found, broken = [], Broken()
     for item in _attempts(read, indices):
         if isinstance(item, BrokenImage):
             broken.append((item.name, item.reason))
         else:
             found.append(item)
-    note(broken, len(found))
+    if counter:
+        counter.add(broken, len(found))
+        counter.check()
     if broken:
         warnings.warn(f"left out, because unreadable: {listing(broken)}", stacklevel=3)
     return found

@@ -292,7 +292,7 @@ class _Run:
         if state.evaluated_step == state.step:
             return
         self.objective.eval()
-        state.evaluation = json.loads(json.dumps(self.task.evaluate()))  # numbers of NumPy as plain ones
+        state.evaluation = json.loads(json.dumps(self.task.evaluate(), default=float))  # NumPy's numbers
         self.objective.train()
         if state.evaluation:
             headline = self.task.headline(state.evaluation)
@@ -303,7 +303,7 @@ class _Run:
     def _keep_best(self, score: float) -> None:
         """Exports the model with the highest score so far, beside the last one."""
         state = self.state
-        if state.best and score <= state.best[0]:
+        if not score > (state.best[0] if state.best else float("-inf")):  # nor is a score that is no number
             return
         state.best = (score, state.step)
         if distributed.rank() == 0:

@@ -51,7 +51,7 @@ def attend(
     return F.dropout(probabilities, dropout) @ v
 
 
-class GeluLinear(torch.autograd.Function):
+class _GeluLinear(torch.autograd.Function):
     """`linear(gelu(x))` that keeps only x for the backward pass. gelu(x), as large as x, is computed again there, which
     is cheaper than to keep it. Second derivatives are not supported."""
 
@@ -70,8 +70,10 @@ class GeluLinear(torch.autograd.Function):
         return of_x, of_weight.to(weight.dtype), rows.sum(0).to(weight.dtype)
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer(gelu(x))`."""
-    if not torch.is_grad_enabled():
-        return layer(F.gelu(x))
-    return GeluLinear.apply(x, layer.weight, layer.bias)
+class GeluLinear(nn.Linear):
+    """A linear layer behind a GELU, which is part of it so that no activation is kept twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(F.gelu(x))
+        return _GeluLinear.apply(x, self.weight, self.bias)

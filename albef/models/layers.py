@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from albef.models.attention import attend, gelu_linear, merge_heads, split_heads
+from albef.models.attention import GeluLinear, attend, merge_heads, split_heads
 from albef.models.config import AlbefConfig
 from albef.models.layout import Layout, Padded
 from albef.models.seen import KeyValue, Seen, attend_to_all
@@ -101,12 +101,12 @@ class FeedForward(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.fc1 = nn.Linear(config.text_width, config.text_intermediate)
-        self.fc2 = nn.Linear(config.text_intermediate, config.text_width)
+        self.fc2 = GeluLinear(config.text_intermediate, config.text_width)
         self.norm = nn.LayerNorm(config.text_width, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return self.norm(x + F.dropout(gelu_linear(self.fc1(x), self.fc2), dropout))
+        return self.norm(x + F.dropout(self.fc2(self.fc1(x)), dropout))
 
 
 class TextLayer(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from albef.models.attention import attend, gelu_linear, merge_heads, split_heads
+from albef.models.attention import GeluLinear, attend, merge_heads, split_heads
 from albef.models.config import AlbefConfig
 
 
@@ -24,12 +24,12 @@ class Block(nn.Module):
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc2 = GeluLinear(4 * width, width)
 
     def forward(self, x: Tensor, record: list[Tensor] | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.heads)  # 3 x [B, H, S, D/H]
         x = x + self.proj(merge_heads(attend(q, k, v, record=record)))
-        return x + gelu_linear(self.fc1(self.norm2(x)), self.fc2)
+        return x + self.fc2(self.fc1(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from albef.data.broken import BrokenCounter
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
@@ -107,10 +108,11 @@ def predict(
     source: ExampleSource,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
+    counter: BrokenCounter | None = None,
 ) -> Judged:
     """Every readable example with the probabilities of the classes [C], by key."""
     found: list[tuple[str | int, tuple[Example, Tensor]]] = []
-    for examples, pixels in in_batches(source, processor, batch_size, tick, model.device):
+    for examples, pixels in in_batches(source, processor, batch_size, tick, model.device, counter):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         inputs = [words[name].to(model.device) for name in ("input_ids", "attention_mask")]
         if isinstance(model, AlbefForClassification):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.data.broken import BrokenCounter
 from albef.data.example_sets import read_examples
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
@@ -22,16 +23,17 @@ def in_batches(
     batch_size: int,
     tick: Callable[[int], None] | None = None,
     device: torch.device | None = None,
+    counter: BrokenCounter | None = None,
 ) -> Iterator[tuple[list[Example], Tensor]]:
     """This rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`; each example once
     over all ranks.
 
-    Unreadable images are left out with a warning. `tick` is told of every example done.
+    Unreadable images are left out with a warning, and a `counter` is told. `tick` is told of every example done.
     """
     own = range(distributed.rank(), len(source), distributed.world_size())
     for start in range(0, len(own), batch_size):
         indices = own[start : start + batch_size]
-        examples, pixels = read_examples(source, indices, processor)
+        examples, pixels = read_examples(source, indices, processor, counter)
         if examples:
             pixels = pixels.to(device)
             yield examples, processor.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.data.broken import BrokenCounter
 from albef.data.examples import Box, Example, ExampleSource
 from albef.data.processor import Processor
 from albef.data.records import Record
@@ -145,6 +146,7 @@ def evaluate_phrases(
     mode: Mode = "itm",
     layer: int | None = None,
     tick: Callable[[int], None] | None = None,
+    counter: BrokenCounter | None = None,
 ) -> dict[str, Any]:
     """Percent of the phrases that are found, each phrase counted once.
 
@@ -154,7 +156,7 @@ def evaluate_phrases(
     maps without a positive value, for which the largest box is taken. Phrases whose right boxes show nothing of their
     image are wrong; a warning counts them.
     """
-    maps = enumerate(_maps(model, processor, source, mode, layer, tick))
+    maps = enumerate(_maps(model, processor, source, mode, layer, tick, counter))
     judged = [(f"{distributed.rank()}/{number}", judge(grid, example)) for number, (example, grid) in maps]
     rows = list(gather_results(judged).values())
     _warn_of_the_invisible(rows)
@@ -191,9 +193,10 @@ def _maps(
     mode: Mode,
     layer: int | None,
     tick: Callable[[int], None] | None,
+    counter: BrokenCounter | None,
 ) -> Iterator[tuple[Example, Tensor]]:
     """Every readable example with its map over the patch grid, [rows, columns]."""
-    for examples, pixels in in_batches(source, processor, 32, tick, model.device):
+    for examples, pixels in in_batches(source, processor, 32, tick, model.device, counter):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
         maps = text_maps(model, pixels[:, 0], ids, mask, mode, layer)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.data.broken import BrokenCounter
 from albef.data.loader import read_images
 from albef.data.processor import Processor
 from albef.data.sources import Source
@@ -73,13 +74,14 @@ def encode_gallery(
     batch_size: int = 64,
     tick: Tick | None = None,
     memory: float = TOKENS_GIB,
+    counter: BrokenCounter | None = None,
 ) -> Gallery:
     """Every readable image of `source` with its captions (the first so many), encoded; each rank takes its share.
 
-    Records of one image are one row with all their captions. Images that can't be read are left out with a warning;
-    ValueError if none can. Image tokens wait on the host, in half precision if they would take more than `memory` GiB
-    otherwise, which the ranks of a host share. `tick` is told of every record done, of all ranks as far as this one has
-    got with its own.
+    Records of one image are one row with all their captions. Images that can't be read are left out with a warning,
+    and a `counter` is told; ValueError if none can be read. Image tokens wait on the host, in half precision if they
+    would take more than `memory` GiB otherwise, which the ranks of a host share. `tick` is told of every record done,
+    of all ranks as far as this one has got with its own.
     """
     rank, world = distributed.rank(), distributed.world_size()
     share = range(len(source) * rank // world, len(source) * (rank + 1) // world)
@@ -90,7 +92,7 @@ def encode_gallery(
         seen = set[str]()
         for start in range(share.start, share.stop, batch_size):
             indices = range(start, min(start + batch_size, share.stop))
-            records, pixels = read_images(source, indices, processor)
+            records, pixels = read_images(source, indices, processor, counter)
             fresh = []
             for row, record in enumerate(records):
                 if record.image_id not in seen:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from albef.data.broken import BrokenCounter
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
 from albef.data.text import clean_question
@@ -127,18 +128,20 @@ def evaluate_questions(
     official: bool = False,
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
+    counter: BrokenCounter | None = None,
 ) -> tuple[dict[str, Any], dict[str | int, dict[str, str]]]:
     """Figures, and what was answered: `{question_id: {"ranked": .., "generated": ..}}`, each question once.
 
     `ranked` and `generated` are accuracies in percent by the official rule of 2021, over the questions with known
     answers; `measured` counts those, unless all have some. Capital letters do not count: the model knows none, and
-    VQA's answers have none. `k` and `official` are those of `rank_answers`.
+    VQA's answers have none. `k` and `official` are those of `rank_answers`, `tick` and
+    `counter` of `in_batches`.
     """
     answers = checked_answers(answers)
     listed = processor.answers(answers)
     ids, mask = (listed[name].to(model.device) for name in ("input_ids", "attention_mask"))
     rows: list[tuple[str | int, tuple[dict[str, str], tuple[str, ...]]]] = []
-    for examples, pixels in in_batches(source, processor, batch_size, tick, model.device):
+    for examples, pixels in in_batches(source, processor, batch_size, tick, model.device, counter):
         texts = [clean_question(example.text, TEST_WORDS) for example in examples]
         words = processor.texts(texts, model.config.max_positions, clean=False)
         seen = words["attention_mask"].to(model.device)
