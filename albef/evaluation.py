@@ -229,8 +229,8 @@ def table(figures: Mapping[str, Any]) -> str:
 
 
 def _recalls(figures: Mapping[str, Mapping[str, float]]) -> str:
-    heads = ["text->image R@1", "R@5", "R@10", "image->text R@1", "R@5", "R@10"]
-    keys = [f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)]
+    heads = ["text->image R@1", "R@5", "R@10", "image->text R@1", "R@5", "R@10", "mean"]
+    keys = [*(f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)), "r_mean"]
     widths = [len(head) + 4 for head in heads]
     rows = [" " * 4 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for name, values in figures.items():

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from albef.inputs import Images, Loaded, Texts, list_captions, list_images, paired
+from albef.inputs import Given, Images, Loaded, Texts, list_captions, list_images, paired
 from albef.models.albef import AlbefModel
 from albef.results import States
 from albef.tasks import ranking
@@ -22,9 +24,12 @@ class Features(Loaded):
     def embed_images(self, images: Images) -> Tensor:
         """Unit vectors [N, E] in the space that images and texts share; of one image [E]."""
         model, (listed, one) = self._model(AlbefModel, "embed images", "retrieval"), list_images(images)
+        return _joined([self._image_vectors(model, listed)], one)
+
+    def _image_vectors(self, model: AlbefModel, images: Sequence[Given]) -> Tensor:
         rows = [torch.empty(0, model.config.embed_dim)]
-        rows += [model.project_image(model.encode_image(pixels)).float().cpu() for _, pixels in self._batches(listed)]
-        return _joined(rows, one)
+        rows += [model.project_image(model.encode_image(pixels)).float().cpu() for _, pixels in self._batches(images)]
+        return torch.cat(rows)
 
     @torch.no_grad()
     def embed_texts(self, texts: Texts) -> Tensor:

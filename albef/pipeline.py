@@ -134,11 +134,15 @@ class Pipeline(Features):
         one = one_text if by_text else one_image
         if not images or not texts:
             return [] if one else [[] for _ in query]
-        tokens, z_image = ranking.encode_images(model, (pixels for _, pixels in self._batches(images)))
         encoded, z_text = ranking.encode_texts(model, self.processor, texts)
-        cosines = (z_image @ z_text.T).cpu()  # [I, T]
+        cosines = self._image_vectors(model, images) @ z_text.float().cpu().T  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
-        shares = _shares(model, tokens, encoded, chosen).masked_fill(~chosen, -1)
+        shares, asked = torch.full(chosen.shape, -1.0), chosen.any(1).nonzero().squeeze(1)
+        for start in range(0, len(asked), PAIRS_KEPT):  # these alone are encoded whole, and so many of them are kept
+            own = asked[start : start + PAIRS_KEPT]
+            again = self._batches([images[row] for row in own.tolist()], silent=True)
+            tokens, _ = ranking.encode_images(model, (pixels for _, pixels in again))
+            shares[own] = _shares(model, tokens, encoded, chosen[own]).masked_fill(~chosen[own], -1)
         if by_text:
             shares, cosines = shares.T, cosines.T
         found = [_best(*own, k) for own in zip(shares, cosines, strict=True)]

@@ -261,7 +261,8 @@ def _parquet_writer() -> Any:
         values = np.concatenate([image_vectors, text_vectors])
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         kinds = ["image"] * len(images) + ["text"] * len(texts)
-        parquet.write_table(pa.table({"kind": kinds, "name": images + texts, "vector": vectors}), path)
+        table = pa.table({"kind": kinds, "name": images + texts, "vector": vectors})
+        write_atomically(path, lambda file: parquet.write_table(table, file))
 
     return write
 

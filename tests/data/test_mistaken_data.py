@@ -106,7 +106,7 @@ class TestLists:
             (b'{"image": "a"}\n{"image": "b"}\n', ": it holds JSON Lines, one record a line; write them as one list"),
             (LFS, ": the file is a pointer of Git LFS: run `git lfs pull`"),
             (PAGE, ": the file is a web page"),
-            (gzip.compress(b"[]"), ": the file is compressed by gzip: unpack it"),
+            (gzip.compress(b"[]", mtime=0), ": the file is compressed by gzip: unpack it"),
             ("[]".encode("utf-16-le"), ": the file has null characters, as UTF-16 has; save it as UTF-8"),
         ],
     )
