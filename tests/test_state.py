@@ -67,11 +67,18 @@ def same(one, other):
 # Files
 
 
+def test_two_generations_are_of_two_steps(tmp_path):
+    """Where an evaluation and a save fall together, or at the end, a step is saved more than once."""
+    run(tmp_path, save_steps=4, evaluate_steps=4)
+    names = sorted(path.name for path in tmp_path.glob("checkpoint-*.pt"))
+    assert names == ["checkpoint-00000016-evaluated.pt", "checkpoint-00000020-finished.pt"]
+
+
 def test_two_generations_are_kept_with_their_checksums(tmp_path):
     run(tmp_path)
     names = sorted(path.name for path in tmp_path.glob("checkpoint*"))
     assert names == [
-        f"checkpoint-00000020{end}{kind}" for end in ("-evaluated", "-finished") for kind in (".pt", ".sha256")
+        f"checkpoint-{step}{kind}" for step in ("00000018", "00000020-finished") for kind in (".pt", ".sha256")
     ]
     subprocess.run(["sha256sum", "--check", "--quiet", *tmp_path.glob("*.sha256")], cwd=tmp_path, check=True)
 

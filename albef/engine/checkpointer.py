@@ -92,7 +92,8 @@ class Checkpointer:
                 f"{path} could not be written ({error.strerror or error}); what was saved before is whole. Make room, "
                 f"then go on with: albef train --resume {self.folder}"
             ) from error
-        self.kept = [*(kept for kept in self.kept if kept != path), path][-KEPT:]
+        # of one step only the last: it holds all that the others do
+        self.kept = [*(kept for kept in self.kept if _step(kept) != _step(path)), path][-KEPT:]
         for old in set(self.folder.glob(PATTERN)) - set(self.kept):
             with contextlib.suppress(OSError):  # still mapped, on Windows
                 old.unlink()
@@ -101,6 +102,11 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the end of a write, if there is one."""
         self.writer.shutdown()
+
+
+def _step(path: Path) -> str:
+    """The step in a checkpoint's name, such as `checkpoint-00000020-finished.pt`."""
+    return path.stem.split("-")[1]
 
 
 @contextlib.contextmanager
