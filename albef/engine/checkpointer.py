@@ -104,9 +104,9 @@ class Checkpointer:
         self.writer.shutdown()
 
 
-def _step(path: Path) -> str:
-    """The step in a checkpoint's name, such as `checkpoint-00000020-finished.pt`."""
-    return path.stem.split("-")[1]
+def _step(path: Path) -> list[str]:
+    """The step in a checkpoint's name, such as `checkpoint-00000020-finished.pt`; that of version 0.1.0 has none."""
+    return path.stem.split("-")[1:2]
 
 
 @contextlib.contextmanager
