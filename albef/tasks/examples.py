@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.data.ahead import ahead
 from albef.data.broken import BrokenCounter
 from albef.data.example_sets import read_examples
 from albef.data.examples import Example, ExampleSource
@@ -31,14 +32,14 @@ def in_batches(
     Unreadable images are left out with a warning, and a `counter` is told. `tick` is told of every example done.
     """
     own = range(distributed.rank(), len(source), distributed.world_size())
-    for start in range(0, len(own), batch_size):
-        indices = own[start : start + batch_size]
-        examples, pixels = read_examples(source, indices, processor, counter)
+    parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    reading = ahead(read_examples(source, part, processor, counter) for part in parts)
+    for part, (examples, pixels) in zip(parts, reading, strict=True):
         if examples:
             pixels = pixels.to(device)
             yield examples, processor.normalise(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         if tick:
-            tick(len(indices))
+            tick(len(part))
 
 
 def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]:

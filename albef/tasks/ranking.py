@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.data.ahead import ahead
 from albef.data.broken import BrokenCounter
 from albef.data.loader import read_images
 from albef.data.processor import Processor
@@ -101,9 +102,10 @@ def encode_gallery(
                 found.append((record.image_id, record.captions))
             tick(len(indices))
             if fresh:
-                yield processor.normalise(pixels[fresh].to(model.device))
+                yield pixels[fresh]
 
-    tokens, z_image = encode_images(model, batches(), memory / distributed.ranks_of_this_host())
+    normalised = (processor.normalise(pixels.to(model.device)) for pixels in ahead(batches()))
+    tokens, z_image = encode_images(model, normalised, memory / distributed.ranks_of_this_host())
     captions: dict[str, list[str]] = {}
     counts = [0]
     for part in distributed.gather_objects(found):
