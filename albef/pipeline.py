@@ -135,14 +135,22 @@ class Pipeline(Features):
         if not images or not texts:
             return [] if one else [[] for _ in query]
         encoded, z_text = ranking.encode_texts(model, self.processor, texts)
-        cosines = self._image_vectors(model, images) @ z_text.float().cpu().T  # [I, T]
+        few = len(images) <= PAIRS_KEPT
+        if few:
+            tokens, z_image = ranking.encode_images(model, (pixels for _, pixels in self._batches(images)))
+        else:
+            z_image = self._image_vectors(model, images)
+        cosines = z_image.float().cpu() @ z_text.float().cpu().T  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
         shares, asked = torch.full(chosen.shape, -1.0), chosen.any(1).nonzero().squeeze(1)
-        for start in range(0, len(asked), PAIRS_KEPT):  # these alone are encoded whole, and so many of them are kept
+        for start in range(0, len(asked), PAIRS_KEPT):
             own = asked[start : start + PAIRS_KEPT]
-            again = self._batches([images[row] for row in own.tolist()], silent=True)
-            tokens, _ = ranking.encode_images(model, (pixels for _, pixels in again))
-            shares[own] = _shares(model, tokens, encoded, chosen[own]).masked_fill(~chosen[own], -1)
+            if few:
+                seen = [tokens[row] for row in own.tolist()]
+            else:  # the tokens of all would not fit: those that are asked for are made again
+                again = self._batches([images[row] for row in own.tolist()], silent=True)
+                seen, _ = ranking.encode_images(model, (pixels for _, pixels in again))
+            shares[own] = _shares(model, seen, encoded, chosen[own]).masked_fill(~chosen[own], -1)
         if by_text:
             shares, cosines = shares.T, cosines.T
         found = [_best(*own, k) for own in zip(shares, cosines, strict=True)]

@@ -149,6 +149,15 @@ def test_ranking_images_for_a_text(matching, images) -> None:
     ]
 
 
+def test_ranking_more_images_than_are_kept(matching, images, monkeypatch) -> None:
+    """Their tokens are made again, some at a time, for those that are ranked."""
+    wanted = matching.rank(TEXTS, images, k=3)
+    monkeypatch.setattr(pipelines, "PAIRS_KEPT", 2)
+    for own, expected in zip(matching.rank(TEXTS, images, k=3), wanted, strict=True):
+        assert [one.index for one in own] == [one.index for one in expected]
+        assert [one.probability for one in own] == pytest.approx([one.probability for one in expected], abs=1e-6)
+
+
 def test_ranking_texts_for_an_image(matching, images, tmp_path) -> None:
     found = matching.rank(images[3], TEXTS, k=3)
     assert len(found) == 3 and all(isinstance(one, Ranked) for one in found)

@@ -40,7 +40,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForClassification]:
         data,
         lambda config: AlbefForClassification(config, labels),
         lambda model, _: objective_of(model, recipe),
-        None if validation is None else Statements(validation),
+        None if validation is None else Statements(validation, evaluate_statements),
     )
 
 
@@ -66,19 +66,21 @@ def objective_of(model: AlbefForClassification | AlbefForPairs, recipe: Recipe) 
 
 
 class Statements:
-    """Accuracy on a source of statements about an image."""
+    """What `measure` finds on a source of statements: accuracy, and of pairs of images consistency too."""
 
-    def __init__(self, source: ExampleSource) -> None:
-        self.source = source
+    def __init__(self, source: ExampleSource, measure: Callable[[Any, Processor, ExampleSource], Figures]) -> None:
+        self.source, self.measure = source, measure
 
-    def evaluate(self, model: AlbefForClassification, processor: Processor) -> Figures:
-        return evaluate_statements(model, processor, self.source)
+    def evaluate(self, model: AlbefForClassification | AlbefForPairs, processor: Processor) -> Figures:
+        return self.measure(model, processor, self.source)
 
     def score(self, figures: Figures) -> float:
         return figures["accuracy"]
 
     def headline(self, figures: Figures) -> str:
-        return f"accuracy {figures['accuracy']:.2f} %"
+        consistency = figures.get("consistency")
+        more = f", consistency {consistency:.2f} %" if consistency is not None else ""
+        return f"accuracy {figures['accuracy']:.2f} %{more}"
 
 
 def statement_tensors(

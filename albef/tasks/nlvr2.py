@@ -14,8 +14,8 @@ from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForPairs
 from albef.recipe import Recipe
 from albef.tasks.begin import SavedTeacher, restore_teacher
-from albef.tasks.classification import Judged, chosen_and_true, labelled, objective_of, predict
-from albef.tasks.task import Figures, Saved, Task, compose
+from albef.tasks.classification import Judged, Statements, chosen_and_true, labelled, objective_of, predict
+from albef.tasks.task import Saved, Task, compose
 
 LABELS = ("False", "True")
 
@@ -29,7 +29,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForPairs]:
         data,
         lambda config: AlbefForPairs(config, LABELS),
         lambda model, _: objective_of(model, recipe),
-        None if validation is None else StatementsOfPairs(validation),
+        None if validation is None else Statements(validation, evaluate_pairs),
         unstarted_teacher if recipe.objective.official else restore_teacher,
     )
 
@@ -42,24 +42,6 @@ def unstarted_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
     before.cls_head.load_state_dict(objective.model.cls_head.state_dict())  # that has no other start
     objective.teacher.copy(before)
     return ["teacher: as it was before the start was loaded"]
-
-
-class StatementsOfPairs:
-    """Accuracy and consistency on a source of statements about two images."""
-
-    def __init__(self, source: ExampleSource) -> None:
-        self.source = source
-
-    def evaluate(self, model: AlbefForPairs, processor: Processor) -> Figures:
-        return evaluate_pairs(model, processor, self.source)
-
-    def score(self, figures: Figures) -> float:
-        return figures["accuracy"]
-
-    def headline(self, figures: Figures) -> str:
-        consistency = figures.get("consistency")
-        more = f", consistency {consistency:.2f} %" if consistency is not None else ""
-        return f"accuracy {figures['accuracy']:.2f} %{more}"
 
 
 def evaluate_pairs(
