@@ -138,6 +138,9 @@ class Objective:
     """Without it ITM and MLM learn alone: the ablation that shows why to align before fusing."""
     hard_negatives: bool = True
     """Draw the negatives of ITM by their similarity, as the paper does; otherwise evenly."""
+    harden: Share = 0.0
+    """Share of the run with ITM over which the temperature that its negatives are drawn at goes from 1, which is nearly
+    even, to the model's own; 0 is the paper."""
     distill: tuple[Literal["itc", "mlm"], ...] = ("itc", "mlm")
     """Pre-training: the losses that the teacher has a share in."""
     weights: Weights = field(default_factory=Weights)
@@ -201,6 +204,11 @@ class Recipe:
             raise AlbefValueError(f"recipe {self.name!r}: optim.schedule `official` counts in epochs; set epochs")
         if self.objective.align_first and not self.objective.itc:
             raise AlbefValueError(f"recipe {self.name!r}: without objective.itc, objective.align_first must be 0")
+        if self.objective.harden and not (self.objective.itc and self.objective.hard_negatives):
+            raise AlbefValueError(
+                f"recipe {self.name!r}: without objective.itc or objective.hard_negatives, negatives are drawn evenly; "
+                f"objective.harden is {self.objective.harden}, but must then be 0"
+            )
 
     def save(self, path: Path) -> None:
         write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")

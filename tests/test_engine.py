@@ -123,6 +123,35 @@ def test_alignment_first_then_fusion(world, tmp_path):
     assert joined[:10] == [False] * 5 + [True] * 5
 
 
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_negatives_harden_over_a_share_of_the_steps_that_fuse(world, tmp_path, task):
+    recipe = tiny_recipe(world, task=task)
+    recipe = replace(recipe, objective=replace(recipe.objective, align_first=0.2, harden=0.5))
+    seen = []
+
+    def noting(recipe, saved):
+        task = make_task(recipe, saved)
+        call = task.call
+        task.call = lambda *given: seen.append(given[-1]) or call(*given)
+        return task
+
+    run(recipe, tmp_path / "whole", noting)
+    assert seen == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]) and seen[-3:] == [1, 1, 1]
+    whole = seen.copy()
+    seen.clear()
+    with pytest.raises(Interrupted):
+        run(
+            recipe,
+            tmp_path / "parts",
+            lambda *given: before_losses(noting(*given), 4, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        )
+    run(recipe, tmp_path / "parts", noting)
+    assert seen == whole
+    run(replace(recipe, objective=replace(recipe.objective, harden=0.0)), tmp_path / "hard")
+    assert all(value.equal(state(tmp_path / "parts")[name]) for name, value in state(tmp_path / "whole").items())
+    assert any(not value.equal(state(tmp_path / "hard")[name]) for name, value in state(tmp_path / "whole").items())
+
+
 def test_without_itc(world, tmp_path):
     recipe = tiny_recipe(world)
     recipe = replace(recipe, objective=replace(recipe.objective, itc=False))
@@ -265,6 +294,8 @@ def test_a_cut_line_of_the_log_is_dropped(world, tmp_path):
         ({"seed": -1}, "seed is -1, but must be between 0 and"),
         ({"optim": Optim(schedule="official")}, "set epochs"),
         ({"objective": Objective(itc=False, align_first=0.5)}, "align_first must be 0"),
+        ({"objective": Objective(hard_negatives=False, harden=0.5)}, "harden is 0.5, but must then be 0"),
+        ({"objective": Objective(itc=False, harden=0.5)}, "harden is 0.5, but must then be 0"),
     ],
 )
 def test_impossible_recipes_say_what_to_change(world, tmp_path, changes, said):

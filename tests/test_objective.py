@@ -7,7 +7,7 @@ from albef.models.albef import AlbefModel
 from albef.models.classifier import AlbefForTextAssignment
 from albef.models.layout import PackedText
 from albef.objectives import losses
-from albef.objectives.align import Weights
+from albef.objectives.align import Aligned, Weights
 from albef.objectives.classify import AssignObjective
 from albef.objectives.momentum import FeatureQueue, MomentumTeacher
 from albef.objectives.pretrain import PretrainObjective
@@ -318,6 +318,41 @@ def test_even_negatives(kind):
         torch.manual_seed(0)
         for drawn in objective.draw_negatives(logits, logits, same):
             assert drawn.flatten().bincount(minlength=4)[2:].min() >= least
+
+
+@pytest.mark.parametrize(("hardness", "temperature"), [(0.0, 1.0), (0.5, 0.2), (1.0, 0.04)])
+@pytest.mark.parametrize("kind", [PretrainObjective, RetrievalObjective])
+def test_negatives_harden(kind, hardness, temperature):
+    """The temperature that they are drawn at goes geometrically from 1 to the model's own."""
+    objective = kind(AlbefModel(TINY), queue_size=10, itm_negatives=4000)
+    objective.model.temp.data.fill_(0.04)
+    similarities = torch.tensor([[0.9, 0.5, 0.45, 0.4]]).expand(4, 4)
+    same = torch.tensor([[True, False, False, False]]).expand(4, 4)
+    logits = similarities / objective.model.temp
+    aligned = Aligned(logits, logits, logits, logits, same, 0, logits, ())
+    own = aligned.among_own(objective.softening(hardness))
+    torch.testing.assert_close(own[0], similarities / temperature)
+    assert hardness < 1 or own[0].equal(logits), "at the end exactly the model's own logits"
+    wanted = (similarities[0, 1:] / temperature).softmax(0)
+    assert wanted[0] == pytest.approx({0.0: 1 / 3, 0.5: 0.42, 1.0: 0.73}[hardness], abs=0.03)
+    torch.manual_seed(0)
+    for drawn in objective.draw_negatives(*own):
+        shares = drawn.flatten().bincount(minlength=4) / drawn.numel()
+        torch.testing.assert_close(shares[1:], wanted, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [PretrainObjective, RetrievalObjective])
+def test_a_step_draws_by_its_hardness(kind):
+    drawn_from = {}
+    for hardness in (0.0, 1.0, None):
+        torch.manual_seed(0)
+        objective = kind(AlbefModel(TINY), queue_size=10)
+        draw = objective.draw_negatives
+        objective.draw_negatives = lambda *own, key=hardness, draw=draw: drawn_from.update({key: own}) or draw(*own)
+        objective.step(make_batch(), 0.4, **({} if hardness is None else {"hardness": hardness}))
+    for even, hard, paper in zip(drawn_from[0.0][:2], drawn_from[1.0][:2], drawn_from[None][:2], strict=True):
+        torch.testing.assert_close(even, hard * objective.model.temp.detach())
+        assert hard.equal(paper) and not hard.requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -55,9 +55,9 @@ def official_learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs
     return optim.lr
 
 
-def ramp(alpha: float, step: int, steps: int) -> float:
-    """Distillation weight that grows linearly from 0 over `steps`, then stays."""
-    return alpha * min(1.0, step / steps) if steps else alpha
+def ramp(highest: float, step: float, steps: float) -> float:
+    """What grows linearly from 0 to `highest` over `steps`, then stays."""
+    return highest * min(1.0, step / steps) if steps else highest
 
 
 def _cosine(optim: Optim, share: float) -> float:

@@ -72,10 +72,10 @@ class Aligned:
     fresh: tuple[Tensor, ...]
     """What the queue takes at the end of the step: features [G, E] and ids [G] of images and texts of all ranks."""
 
-    def among_own(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of both directions, without gradient, and positives among the own pairs: [B, B] each."""
+    def among_own(self, factor: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of both directions times `factor`, without gradient, and positives, of the own pairs: [B, B] each."""
         own = slice(self.first, self.first + self.same.shape[0])
-        return self.logits_i2t[:, own].detach(), self.logits_t2i[:, own].detach(), self.same[:, own]
+        return self.logits_i2t[:, own].detach() * factor, self.logits_t2i[:, own].detach() * factor, self.same[:, own]
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,11 @@ class AlignObjective(nn.Module):
             losses = (soft_cross_entropies(logits_i2t, targets_i2t) + soft_cross_entropies(logits_t2i, targets_t2i)) / 2
             losses = losses if factor == 1 else losses * factor
             return Aligned(logits_i2t, logits_t2i, targets_i2t, targets_t2i, same, first, losses, everyone)
+
+    def softening(self, hardness: float) -> Tensor:
+        """What logits are multiplied by for similarities / temperature ** hardness: from similarities at 0, by which
+        negatives are drawn nearly evenly, to exactly the model's logits at 1."""
+        return self.model.temp.detach() ** (1 - hardness)
 
     def draw_negatives(self, logits_i2t: Tensor, logits_t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """Images for each text, then texts for each image: [B, itm_negatives] each, -1 where there is none."""

@@ -100,11 +100,12 @@ class PretrainObjective(AlignObjective):
         self.mlm_probability, self.mask_id, self.cls_id = mlm_probability, mask_id, cls_id
         self.itc, self.distill = itc, distill
 
-    def forward(self, batch: PairBatch, alpha: float, fuse: bool = True) -> dict[str, Tensor]:
-        """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed."""
-        return self.step(batch, alpha, fuse).losses
+    def forward(self, batch: PairBatch, alpha: float, fuse: bool = True, hardness: float = 1.0) -> dict[str, Tensor]:
+        """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed. `hardness` in
+        [0, 1] is that of ITM's negatives: 0 draws them nearly evenly, 1 at the model's temperature, as the paper."""
+        return self.step(batch, alpha, fuse, hardness).losses
 
-    def step(self, batch: PairBatch, alpha: float, fuse: bool = True) -> Step:
+    def step(self, batch: PairBatch, alpha: float, fuse: bool = True, hardness: float = 1.0) -> Step:
         """The same, with all that lies inside."""
         words = words_of(batch, self.model)
         masked = (batch.get("masked") or self.mask(batch, self.model.device)) if fuse else None
@@ -119,7 +120,7 @@ class PretrainObjective(AlignObjective):
         losses = {"itc": aligned.losses.mean()} if self.itc or masked is None else {}
         if masked is not None:
             # Fuse
-            image_n, text_n = self.draw_negatives(*aligned.among_own())
+            image_n, text_n = self.draw_negatives(*aligned.among_own(self.softening(hardness)))
             pairs, texts = self.fuse(found, words, image_n, text_n)
             matched = self.match(pairs, image_n, text_n)
             # Fill in

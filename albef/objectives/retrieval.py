@@ -50,11 +50,12 @@ class RetrievalObjective(AlignObjective):
             model, queue_size, momentum, itm_negatives, positives, official, not official, hard_negatives, weights
         )
 
-    def forward(self, batch: PairBatch, alpha: float) -> dict[str, Tensor]:
-        """`alpha` in [0, 1] is the teacher's share of ITC's targets."""
-        return self.step(batch, alpha).losses
+    def forward(self, batch: PairBatch, alpha: float, hardness: float = 1.0) -> dict[str, Tensor]:
+        """`alpha` in [0, 1] is the teacher's share of ITC's targets. `hardness` in [0, 1] is that of ITM's negatives: 0
+        draws them nearly evenly, 1 at the model's temperature, as the paper."""
+        return self.step(batch, alpha, hardness).losses
 
-    def step(self, batch: PairBatch, alpha: float) -> Step:
+    def step(self, batch: PairBatch, alpha: float, hardness: float = 1.0) -> Step:
         """The same, with all that lies inside."""
         words = words_of(batch, self.model)
         self.begin_step()
@@ -62,7 +63,7 @@ class RetrievalObjective(AlignObjective):
             taught = self.teach(batch, words)
         found = self.features(self.model, batch, words)
         aligned = self.align(batch, found, taught, alpha)
-        image_n, text_n = self.draw_negatives(*aligned.among_own())
+        image_n, text_n = self.draw_negatives(*aligned.among_own(self.softening(hardness)))
         matched = self.match(self.fuse(found, words, image_n, text_n), image_n, text_n)
         self.end_step(aligned)
         losses = {"itc": aligned.losses.mean(), "itm": matched.losses.sum() / per_rank(matched.count)}

@@ -76,9 +76,11 @@ def words_and_masks_on_host(objective: PretrainObjective, batch: PairBatch) -> d
     return words_on_host(batch) | {"masked": objective.mask(batch, torch.device("cpu"))}
 
 
-def call_in_two_phases(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
+def call_in_two_phases(
+    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
+) -> dict[str, Tensor]:
     """Pre-training may align first and fuse later."""
-    return objective(batch, alpha, fuse)
+    return objective(batch, alpha, fuse, hardness)
 
 
 def _flops(config: AlbefConfig, recipe: Recipe, lengths: Tensor, fused: bool) -> float:

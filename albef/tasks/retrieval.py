@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor, nn
+
+from albef.batches import Inputs
 from albef.data.processor import Processor
 from albef.models.albef import AlbefModel
 from albef.models.config import AlbefConfig
@@ -40,4 +43,13 @@ def learning_to_match(
             options.weights,
         )
 
-    return compose(recipe, saved, data, build_model, build_objective, protocol, on_host=words_on_host)
+    return compose(
+        recipe, saved, data, build_model, build_objective, protocol, call=call_with_hardness, on_host=words_on_host
+    )
+
+
+def call_with_hardness(
+    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
+) -> dict[str, Tensor]:
+    """Retrieval and grounding fuse in every step, and draw negatives."""
+    return objective(batch, alpha, hardness)

@@ -80,8 +80,10 @@ class EvaluationProtocol(Protocol[Measured]):
         """The main figures in one line."""
 
 
-def call_with_alpha(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
-    """How most objectives are called: they have no phase without fusion."""
+def call_with_alpha(
+    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
+) -> dict[str, Tensor]:
+    """How most objectives are called: they have no phase without fusion, and draw no negatives."""
     return objective(batch, alpha)
 
 
@@ -95,8 +97,8 @@ class Task(Generic[M]):
     processor: Processor
     objective: nn.Module
     protocol: EvaluationProtocol[M] | None
-    call: Callable[[nn.Module, Inputs, float, bool], dict[str, Tensor]] = call_with_alpha
-    """How the objective is called with a batch, alpha, and whether to fuse in this step."""
+    call: Callable[[nn.Module, Inputs, float, bool, float], dict[str, Tensor]] = call_with_alpha
+    """How the objective is called with a batch, alpha, whether to fuse in this step, and how hard negatives are."""
     on_host: Callable[[Any], dict[str, Any]] | None = None
     """What is added to a batch while it still lies on the host: whatever would make the device wait."""
     flops: Callable[[Tensor, bool], float] | None = None
@@ -149,7 +151,7 @@ class Task(Generic[M]):
     def losses(self, objective: nn.Module, batch: Inputs, step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; `progress` is the share of the run that is done."""
         self.fused = progress >= self.recipe.objective.align_first
-        return self.call(objective, batch, self.alpha(step), self.fused)
+        return self.call(objective, batch, self.alpha(step), self.fused, self.hardness(progress))
 
     def flops_per_pair(self) -> float:
         """Floating-point operations of the last step per pair; 0 where they are not counted."""
@@ -160,6 +162,12 @@ class Task(Generic[M]):
         options = self.recipe.objective
         steps = options.alpha_ramp_steps
         return ramp(options.alpha, step, self.pairs // self.recipe.batch_size if steps is None else steps)
+
+    def hardness(self, progress: float) -> float:
+        """Of ITM's negatives: from 0, drawn nearly evenly, to 1, at the model's own temperature."""
+        options = self.recipe.objective
+        first = options.align_first
+        return ramp(1.0, max(0.0, progress - first), options.harden * (1 - first))
 
     @torch.no_grad()
     def evaluate(self) -> Figures:

@@ -31,5 +31,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForTextAssignment]:
     )
 
 
-def without_teacher(objective: nn.Module, batch: Inputs, alpha: float, fuse: bool) -> dict[str, Tensor]:
+def without_teacher(
+    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
+) -> dict[str, Tensor]:
     return objective(batch)
