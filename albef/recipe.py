@@ -109,6 +109,9 @@ class Optim:
     """AdamW's decay rates."""
     clip_norm: Size = 0.0
     """Largest norm of the gradient; 0 doesn't clip (the original)."""
+    rates: dict[str, Size] = field(default_factory=dict)
+    """Parts of the model that learn at another rate: the beginning of their names, and what the learning rate is
+    multiplied by there. Where several fit, the longest counts. 0 keeps a part as it is."""
 
     def __post_init__(self) -> None:
         _check_values(self, "optim.")

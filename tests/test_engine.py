@@ -13,7 +13,11 @@ import torch
 
 from albef.data.processor import Processor
 from albef.engine import checkpointer
+from albef.engine.optim import make_optimizer
 from albef.engine.train import Interrupted, check_recipe, train
+from albef.errors import AlbefValueError
+from albef.models.albef import AlbefModel
+from albef.models.config import preset
 from albef.models.flops import pretraining_flops
 from albef.recipe import Data, Objective, Optim, Recipe
 from albef.tasks import make_task
@@ -472,3 +476,18 @@ def test_operations_are_counted_by_the_length_of_each_text(world, tmp_path):
         wanted = pretraining_flops(task.model.config, lengths, options.mlm_probability, options.itm_negatives)
         assert counts[-1] == pytest.approx(wanted), lengths
     assert counts[0] < counts[1]
+
+
+def test_parts_learn_at_their_own_rates():
+    model = AlbefModel(preset("tiny"))
+    optim = Optim(lr=1.0, weight_decay=0.1, rates={"text_encoder": 0.1, "text_encoder.layers.0": 0.5, "temp": 0.0})
+    optimizer = make_optimizer(model, optim)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            of_layer, of_text = name.startswith("text_encoder.layers.0"), name.startswith("text_encoder")
+            assert group["rate"] == (0.5 if of_layer else 0.1 if of_text else 0.0 if name == "temp" else 1.0)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    with pytest.raises(AlbefValueError, match="begins with nowhere; parts of the model are fusion_encoder,"):
+        make_optimizer(model, replace(optim, rates={"nowhere": 1.0}))

@@ -7,20 +7,32 @@ import math
 import torch
 from torch import nn
 
+from albef.errors import AlbefValueError
 from albef.recipe import Optim
 
 
 def make_optimizer(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW with two groups, as the original: no decay for biases and one-dimensional parameters, decay for the rest.
 
-    The temperature has no dimension and so is decayed (spec quirk 6).
+    The temperature has no dimension and so is decayed (spec quirk 6). For each of `optim.rates` there are two groups
+    more, whose `rate` the learning rate is multiplied by. ValueError for one that fits no parameter.
     """
-    plain, decayed = parameter_groups(module)
-    groups = [
-        {"params": [p for _, p in plain], "weight_decay": 0.0},
-        {"params": [p for _, p in decayed], "weight_decay": optim.weight_decay},
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for decay, named in zip((0.0, optim.weight_decay), parameter_groups(module), strict=True):
+        for name, parameter in named:
+            name = name.removeprefix("model.")  # of an objective
+            part = max((part for part in optim.rates if name.startswith(part)), key=len, default="")
+            groups.setdefault((part, decay), []).append(parameter)
+    if unknown := sorted(optim.rates.keys() - {part for part, _ in groups}):
+        raise AlbefValueError(
+            f"optim.rates: no trained parameter's name begins with {', '.join(unknown)}; parts of the model are "
+            f"{', '.join(sorted({name.removeprefix('model.').split('.')[0] for name, _ in module.named_parameters()}))}"
+        )
+    listed = [
+        {"params": parameters, "weight_decay": decay, "rate": optim.rates.get(part, 1.0)}
+        for (part, decay), parameters in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+    return torch.optim.AdamW(listed, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def parameter_groups(module: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:

@@ -228,7 +228,7 @@ class _Run:
         else:
             rate = learning_rate(recipe.optim, self.progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.broken.add(batch.pop("broken", []), recipe.batch_size // self.runtime.ranks)
         batch = self.task.prepare(batch, self.device)
         with self.runtime.autocast():
