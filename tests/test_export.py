@@ -62,7 +62,9 @@ def image_part(batch: int, length: int) -> tuple[nn.Module, tuple, tuple]:
 
 
 def hybrid_image_part(batch: int, length: int) -> tuple[nn.Module, tuple, tuple]:
-    config = replace(TINY, trunk="efficientnet-lite0", patch_size=32, image_size=(64, 64), trunk_trained=2, trunk_levels=2)
+    config = replace(
+        TINY, trunk="efficientnet-lite0", patch_size=32, image_size=(64, 64), trunk_trained=2, trunk_levels=2
+    )
     torch.manual_seed(0)
     return ImagePart(AlbefModel(config)), (torch.randn(batch, 3, 64, 64),), ({0: BATCH},)
 

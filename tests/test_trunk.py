@@ -1,4 +1,4 @@
-"""The hybrid image encoder: its trunk as it was published, what is frozen and what is learnt, and all that is made of it."""
+"""The hybrid image encoder: its trunk as it was published, what is frozen, what is learnt, what is made of it."""
 
 import json
 import runpy
@@ -14,7 +14,7 @@ from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.models.config import TRUNKS, AlbefConfig
 from albef.models.flops import image_flops, pretraining_flops
-from albef.models.names import from_efficientnet
+from albef.models.names import from_efficientnet, to_official
 from albef.models.start import load_model
 from albef.models.trunk import Trunk
 from albef.objectives.momentum import MomentumTeacher
@@ -56,29 +56,31 @@ def trunk_of(state, **changes):
     trunk = Trunk(AlbefConfig(trunk=name, patch_size=32, **changes))
     own = {name.removeprefix("visual_encoder.trunk."): tensor for name, tensor in tensors.items()}
     assert own.keys() == {name for name in trunk.state_dict() if name.startswith("parts.")}
-    trunk.load_state_dict(own, strict=False)
+    trunk.to(own["parts.0.0.weight"].dtype).load_state_dict(own, strict=False)
     return trunk
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_the_published_implementation(trunk):
-    parts = trunk_of(published(trunk)).double().parts
+    parts = trunk_of({name: tensor.double() for name, tensor in published(trunk).items()}).parts
     for height, width in MAKE["SIZES"]:
         x, seen = MAKE["noise"]("image", (1, 3, height, width)) * 4, {}
         for index, part in enumerate(parts):
             x = seen[index] = part(x).detach()
         for name, index in MAKE["MAPS"].items():
             wanted = MAPS[f"{trunk} {height}x{width} {name}"]
-            assert MAKE["looked_at"](seen[index]) == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+            assert MAKE["looked_at"](seen[index]) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
 def test_a_file_that_is_no_trunk():
     state = published("efficientnet-lite2")
     assert from_efficientnet(state)[0] == "efficientnet-lite2"
     without = {name: tensor for name, tensor in state.items() if name != "_blocks.3._bn1.running_var"}
-    with pytest.raises(AlbefValueError, match="F is none of .*as efficientnet-lite2: 1 tensor missing: _blocks.3._bn1"):
+    with pytest.raises(
+        AlbefValueError, match=r"F is none of .*as efficientnet-lite2: 1 tensor missing: _blocks.3._bn1"
+    ):
         from_efficientnet(without, "F")
-    with pytest.raises(AlbefValueError, match="1 tensor left over: _conv_more.weight"):
+    with pytest.raises(AlbefValueError, match=r"1 tensor left over: _conv_more.weight"):
         from_efficientnet(state | {"_conv_more.weight": torch.zeros(1)})
     wide = {"_conv_head.weight": torch.zeros(1280, 400, 1, 1)}
     with pytest.raises(AlbefValueError, match=r"another shape: _conv_head.weight \(expected \[1280, 352, 1, 1\]"):
@@ -113,8 +115,8 @@ def test_channels_of_the_features():
         for trained, levels in ((0, 1), (0, 2), (1, 2), (2, 2), (3, 2), (3, 1), (9, 2))
     }
     assert shapes == {
-        (0, 1): (1280, 7, 7),
-        (0, 2): (1280 + 448, 7, 7),
+        (0, 1): (320, 7, 7),
+        (0, 2): (320 + 448, 7, 7),
         (1, 2): (320 + 448, 7, 7),
         (2, 2): (192 + 448, 7, 7),
         (3, 2): (112, 14, 14),
@@ -128,7 +130,7 @@ def test_the_second_level_is_read():
     model = AlbefModel(replace(HYBRID, trunk_levels=2))
     features = model.frozen_features(torch.randn(1, 3, 64, 64))
     changed = features.clone()
-    changed[:, 1280:, 0, 0] += 1
+    changed[:, 320:, 0, 0] += 1
     difference = (model.visual_encoder._embed(changed) - model.visual_encoder._embed(features)).abs().amax(-1)[0]
     assert (difference > 0).tolist() == [False, True, False, False, False], "its own place, not the whole image's token"
 
@@ -137,17 +139,22 @@ def test_tokens_have_size_one():
     """With the sizes that the published trunks' maps have."""
     torch.manual_seed(0)
     for config in (HYBRID, replace(HYBRID, init_std=0.02)):
-        trunk = AlbefModel(replace(config, vision_width=256, trunk_levels=2, image_size=(224, 224))).visual_encoder.trunk
-        last, second = torch.randn(4, 1280, 7, 7) * 0.87, torch.randn(4, 448, 7, 7) * 7.1
-        tokens = trunk(torch.cat([last, second], dim=1))
-        assert tokens[:, 1:].std() == pytest.approx(2**0.5, rel=0.1)
+        trunk = AlbefModel(
+            replace(config, vision_width=256, trunk_levels=2, image_size=(224, 224))
+        ).visual_encoder.trunk
+        last, mean, second = (torch.randn(400, size) for size in (1280, 1280, 448))
+        for linear, x in ((trunk.top, last * 0.87), (trunk.mean, mean * 0.43), (trunk.second, second * 7.1)):
+            assert linear(x).std().item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"trunk": "resnet50"}, "unknown trunk 'resnet50'; the trunks are efficientnet-lite0,"),
-        ({"patch_size": 16}, "patch_size 16 does not fit efficientnet-lite0, whose stride is 32 pixels; set patch_size"),
+        (
+            {"patch_size": 16},
+            "patch_size 16 does not fit efficientnet-lite0, whose stride is 32 pixels; set patch_size",
+        ),
         ({"image_size": (224, 260)}, "260 is not a multiple of patch_size 32; the nearest that fits is 256 for 260"),
         ({"trunk_levels": 3}, "trunk_levels 3 must be 1, the last map alone, or 2"),
         ({"trunk_trained": 10}, "trunk_trained 10 must be from 0"),
@@ -159,8 +166,8 @@ def test_impossible_trunks_are_errors(changes, message):
 
 
 def test_features_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"expected \[batch, 3, 64, 64\].* got \[1, 1280, 3, 3\]"):
-        AlbefModel(HYBRID).encode_image(torch.zeros(1, 1280, 3, 3))
+    with pytest.raises(ValueError, match=r"expected \[batch, 3, 64, 64\].* got \[1, 320, 3, 3\]"):
+        AlbefModel(HYBRID).encode_image(torch.zeros(1, 320, 3, 3))
 
 
 def test_no_blocks_at_all_and_one_that_is_recorded():
@@ -210,18 +217,18 @@ def test_a_pretraining_learns(trained, levels):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch, itc = batch_of(8), []
     batch["pixel_values"] = model.frozen_features(batch["pixel_values"])
-    for step in range(12):
+    for step in range(8):
         torch.manual_seed(step)
         losses = objective(batch, 0.0)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
         itc.append(losses["itc"].item())
-    assert sum(itc[-3:]) < sum(itc[:3]) - 1
-    teacher = objective.teacher.model
-    for index, (own, followed) in enumerate(zip(teacher.visual_encoder.trunk.parts, model.visual_encoder.trunk.parts)):
-        for name, tensor in followed.state_dict().items():
-            frozen = index < 9 - trained
+    assert itc[-1] < itc[0] - 0.5
+    taught = objective.teacher.model.visual_encoder.trunk.parts
+    for index, part in enumerate(model.visual_encoder.trunk.parts):
+        own, frozen = taught[index], index < 9 - trained
+        for name, tensor in part.state_dict().items():
             assert tensor.equal(before[f"visual_encoder.trunk.parts.{index}.{name}"]) == frozen
             assert own.state_dict()[name].equal(tensor) == frozen
 
@@ -240,13 +247,18 @@ def test_the_teacher_shares_what_is_frozen():
 
 
 def test_a_start_from_a_file(tmp_path):
-    torch.save(published("efficientnet-lite0"), tmp_path / "trunk.pth")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    small = replace(TINY, text_width=64, text_heads=1, vocab_size=len(words))
+    text = to_official(AlbefModel(small).state_dict(), small)
+    text = {name.removeprefix("text_encoder."): one for name, one in text.items() if name.startswith("text_encoder.")}
+    torch.save({n: tensor for n, tensor in text.items() if "crossattention" not in n}, tmp_path / "bert.bin")
+    torch.save(published("efficientnet-lite0"), tmp_path / "trunk.pth")
     (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    files = {"trunk": tmp_path / "trunk.pth", "vocabulary": tmp_path / "vocab.txt"}
+    files = {"trunk": tmp_path / "trunk.pth", "bert": tmp_path / "bert.bin", "vocabulary": tmp_path / "vocab.txt"}
+    assert "upon efficientnet-lite0 1 image" in convert(**files, out=tmp_path / "start")
+    assert load_model(tmp_path / "start").config.vision_width == 64, "the text's"
     sizes = {"image_size": 64, "vision_width": 128, "vision_layers": 2, "trunk_levels": 2}
-    report = convert(**files, **sizes, out=tmp_path / "start")
-    assert "upon efficientnet-lite0 2 image, 6 text and 6 fusion layers, 6 words" in report
+    assert "upon efficientnet-lite0 2 image, 1 text" in convert(**files, **sizes, out=tmp_path / "start")
     model, processor = load_model(tmp_path / "start"), Processor.from_pretrained(tmp_path / "start")
     config = model.config
     assert (config.trunk, config.patch_size, config.trunk_levels) == ("efficientnet-lite0", 32, 2)
@@ -256,7 +268,7 @@ def test_a_start_from_a_file(tmp_path):
         assert model.state_dict()[name].equal(tensor)
     with pytest.raises(AlbefValueError, match="images go through efficientnet-lite0, which the original does not know"):
         convert(checkpoint=tmp_path / "start", to_official=tmp_path / "model.pth")
-    with pytest.raises(AlbefValueError, match="--deit .* and --trunk .* both are image encoders"):
+    with pytest.raises(AlbefValueError, match=r"--deit .* and --trunk .* both are image encoders"):
         convert(**files, deit=tmp_path / "deit.pth", out=tmp_path / "other")
     with pytest.raises(AlbefValueError, match="--vision-layers 2 is of an image encoder upon a trunk; give --trunk"):
         convert(deit=tmp_path / "deit.pth", vision_layers=2, out=tmp_path / "other")

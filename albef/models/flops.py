@@ -54,14 +54,13 @@ def image_flops(config: AlbefConfig) -> float:
 def patch_flops(config: AlbefConfig) -> float:
     """Of these, cutting the image into patches, or what a trunk does in place of it."""
     if config.trunk is not None:
-        read = 1280 * config.image_tokens + (4 * 112 * (config.image_tokens - 1) if config.trunk_levels == 2 else 0)
-        return sum(trunk_flops(config)) + 2 * read * config.vision_width
+        return sum(trunk_flops(config))
     return 2 * (config.image_tokens - 1) * 3 * config.patch_size**2 * config.vision_width
 
 
 def unlearnt_flops(config: AlbefConfig) -> float:
-    """What three times the forward pass counts too much: the gradient of pixels, or all of a frozen trunk, which student
-    and teacher share, but its one forward pass."""
+    """What three times the forward pass counts too much: the gradient of pixels, or all of a frozen trunk but its one
+    forward pass, which student and teacher share."""
     if config.trunk is None:
         return patch_flops(config)
     return 3 * sum(trunk_flops(config)[: TRUNK_PARTS - config.trunk_trained])

@@ -185,8 +185,9 @@ def from_efficientnet(state: State, source: str = "the EfficientNet file") -> tu
     for ours, (convolution, norm) in _trunk_names(trunk).items():
         weight, bias, mean, variance = (named[f"{norm}.{statistic}"].double() for statistic in _NORM)
         scale = weight / (variance + 1e-3).sqrt()
-        folded[f"{ours}.weight"] = (named[f"{convolution}.weight"] * scale[:, None, None, None]).float()
-        folded[f"{ours}.bias"] = (bias - mean * scale).float()
+        kernel = named[f"{convolution}.weight"]
+        folded[f"{ours}.weight"] = (kernel * scale[:, None, None, None]).to(kernel.dtype)
+        folded[f"{ours}.bias"] = (bias - mean * scale).to(kernel.dtype)
     return trunk, folded
 
 

@@ -54,7 +54,7 @@ def stages(name: str) -> list[list[Sizes]]:
 
 
 def trunk_flops(config: AlbefConfig) -> list[float]:
-    """Floating-point operations of each part on one image."""
+    """Floating-point operations of each part on one image, and of the linear maps to tokens."""
     assert config.trunk is not None
     blocks = stages(config.trunk)
     places = config.image_size[0] * config.image_size[1] / 4
@@ -66,7 +66,8 @@ def trunk_flops(config: AlbefConfig) -> list[float]:
             places /= stride**2
             count += 2 * places * hidden * (kernel**2 + outputs)
         counts.append(count)
-    return [*counts, 2 * places * blocks[-1][-1].outputs * _HEAD]
+    read = (places + 1) * _HEAD + (config.trunk_levels - 1) * places * 4 * blocks[_SECOND - 2][-1].outputs
+    return [*counts, 2 * places * blocks[-1][-1].outputs * _HEAD, 2 * read * config.vision_width]
 
 
 class SameConv(nn.Conv2d):
@@ -111,8 +112,8 @@ class InvertedResidual(nn.Module):
 class Trunk(nn.Module):
     """Images to tokens: [B, 3, H, W] -> [B, 1 + N, D], first a token of the whole image, then one of each place.
 
-    The first of its nine parts are frozen, and the last `trunk_trained` are learnt. What the frozen ones gave may come
-    in place of images.
+    The first of its nine parts are frozen, and the last `trunk_trained` are learnt. What `frozen_features` gave may
+    come in place of images.
     """
 
     def __init__(self, config: AlbefConfig) -> None:
@@ -122,8 +123,9 @@ class Trunk(nn.Module):
         stem = nn.Sequential(SameConv(3, _STEM, 3, stride=2), nn.ReLU6())
         head = nn.Sequential(SameConv(blocks[-1][-1].outputs, _HEAD, 1), nn.ReLU6())
         self.parts = nn.ModuleList([stem, *(nn.Sequential(*map(InvertedResidual, stage)) for stage in blocks), head])
-        self.frozen, self.levels = TRUNK_PARTS - config.trunk_trained, config.trunk_levels
-        self.parts[: self.frozen].requires_grad_(False)
+        frozen, self.levels = TRUNK_PARTS - config.trunk_trained, config.trunk_levels
+        self.parts[:frozen].requires_grad_(False)
+        self.kept = min(frozen, TRUNK_PARTS - 1)  # the head is cheap, but makes features four times as large
         self.top, self.mean = nn.Linear(_HEAD, width), nn.Linear(_HEAD, width)
         self.folded = 4 * blocks[_SECOND - 2][-1].outputs
         self.second = nn.Linear(self.folded, width) if self.levels == 2 else None
@@ -136,20 +138,19 @@ class Trunk(nn.Module):
                 nn.init.normal_(linear.weight, std=linear.in_features**-0.5 / size)
 
     def frozen_features(self, pixel_values: Tensor) -> Tensor:
-        """What the frozen parts give, without gradient: [B, C, h, w]. If the second level is among it, it follows the
-        last map in the channels, each 2 x 2 places of it folded into one."""
-        if not self.frozen:
+        """What the frozen parts before the head give, without gradient: [B, C, h, w]. If the second level is among it,
+        it follows the last map in the channels, each 2 x 2 places of it folded into one. Such features, and images if
+        nothing is frozen, come back as they are."""
+        if not self.kept or pixel_values.shape[1] != 3:
             return pixel_values
-        x, second = self._run(pixel_values.detach(), None, range(self.frozen))
+        x, second = self._run(pixel_values.detach(), None, range(self.kept))
         return x if second is None else torch.cat([x, second], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 3:
-            x = self.frozen_features(x)
-        second = None
-        if self.levels == 2 and self.frozen > _SECOND:
+        x, second = self.frozen_features(x), None
+        if self.levels == 2 and self.kept > _SECOND:
             x, second = x.split([x.shape[1] - self.folded, self.folded], dim=1)
-        x, second = self._run(x, second, range(self.frozen, TRUNK_PARTS))
+        x, second = self._run(x, second, range(self.kept, TRUNK_PARTS))
         places = x.flatten(2).transpose(1, 2)  # [B, N, 1280]
         tokens = self.top(places)
         if self.second is not None and second is not None:
@@ -165,8 +166,8 @@ class Trunk(nn.Module):
 
     def _frozen_shape(self, image_size: tuple[int, int], channels: list[int]) -> tuple[int, int, int]:
         """[C, h, w] of the features."""
-        count = [3, _STEM, *channels, _HEAD][self.frozen]
-        if self.levels == 2 and self.frozen > _SECOND:
+        count = [3, _STEM, *channels][self.kept]
+        if self.levels == 2 and self.kept > _SECOND:
             count += self.folded
-        stride = math.prod((2, *_STRIDES)[: self.frozen])
+        stride = math.prod((2, *_STRIDES)[: self.kept])
         return count, image_size[0] // stride, image_size[1] // stride

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TRUNKS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 SIZES = ((64, 96), (80, 112))  # the second one has odd maps on the way
@@ -41,6 +43,10 @@ def looked_at(found: Tensor) -> list[float]:
     return [float(value) for value in (flat.mean(), *flat[places])]
 
 
+def kept(lower: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> None:
+    lower.append(output)
+
+
 def record() -> dict[str, list[float]]:
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -48,13 +54,14 @@ def record() -> dict[str, list[float]]:
     for trunk in TRUNKS:
         model = EfficientNet.from_name(trunk, image_size=None).eval()  # None: padding for any size
         model.load_state_dict({name: weights(name, tuple(one.shape)) for name, one in model.state_dict().items()})
-        seen: dict[str, Tensor] = {}
+        lower: list[Tensor] = []
         last_halving = max(i for i, block in enumerate(model._blocks) if block._depthwise_conv.stride[0] == 2)
-        model._blocks[last_halving - 1].register_forward_hook(lambda module, inputs, output: seen.update(lower=output))
-        for size in SIZES:
+        model._blocks[last_halving - 1].register_forward_hook(partial(kept, lower))
+        for height, width in SIZES:
             with torch.no_grad():
-                seen["last"] = model.double().extract_features(noise("image", (1, 3, *size)) * 4)
-            values |= {f"{trunk} {size[0]}x{size[1]} {name}": looked_at(seen[name]) for name in MAPS}
+                last = model.double().extract_features(noise("image", (1, 3, height, width)) * 4)
+            for name, found in (("lower", lower.pop()), ("last", last)):
+                values[f"{trunk} {height}x{width} {name}"] = looked_at(found)
     return values
 
 
