@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from albef.data.processor import Processor
+from albef.data.processor import IMAGENET_MEAN, IMAGENET_STD, Processor
 from albef.data.text import load_tokenizer
 from albef.errors import AlbefValueError
 from albef.files import ANSWERS, write_atomically
@@ -38,6 +39,10 @@ def convert(
     slim: bool = False,
     deit: Path | None = None,
     bert: Path | None = None,
+    trunk: Path | None = None,
+    trunk_levels: int | None = None,
+    vision_width: int | None = None,
+    vision_layers: int | None = None,
     to_official: Path | None = None,
 ) -> str:
     """Writes the folder `out`, or with `to_official` a file of the original's; returns a report in words.
@@ -49,11 +54,20 @@ def convert(
     half          stores the model in half precision
     slim          leaves out the momentum teacher and the queues
     deit, bert    in place of a checkpoint: what a pre-training starts from. Sizes are those of the files
+    trunk         in place of DeiT: the convolutional trunk of a hybrid image encoder, EfficientNet-Lite 0, 1 or 2.
+                  `trunk_levels` (1 or 2) of its map are read; upon it stand `vision_layers` blocks (by default 1) of
+                  `vision_width` (by default that of the text). The processor normalises as such trunks want it
     to_official   in place of `out`: the `.pth` file to write the saved model `checkpoint` to
 
     AlbefError for files that are not there, are damaged or don't fit, and for arguments that don't go together.
     """
-    _check_arguments(checkpoint, out, deit, bert, to_official)
+    of_trunk: dict[str, Any] = {
+        "trunk_levels": trunk_levels,
+        "vision_width": vision_width,
+        "vision_layers": vision_layers,
+    }
+    _check_arguments(checkpoint, out, deit, bert, to_official, trunk)
+    _check_trunk(trunk, deit, of_trunk)
     if to_official is not None:
         assert checkpoint is not None  # checked above
         return write_official(read_folder(checkpoint, image_size), checkpoint, to_official, half, slim)
@@ -71,17 +85,28 @@ def convert(
             check_vocabulary(read.config, words, checkpoint)
             report = write_folder(read, checkpoint, out, half, slim)
         else:
-            report = _start(deit, bert, out, words, image_size, vision_heads, text_heads, half)
+            of_trunk["trunk_path"] = trunk
+            report = _start(deit, bert, out, words, image_size, vision_heads, text_heads, half, of_trunk)
+            if trunk is not None:
+                processor.mean, processor.std = IMAGENET_MEAN, IMAGENET_STD
     processor.image_size = tuple(folders.load_config(out)["image_size"])
     processor.save_pretrained(out)
     return f"{report}\nsaved in {out}"
 
 
 def _check_arguments(
-    checkpoint: Path | None, out: Path | None, deit: Path | None, bert: Path | None, to_official: Path | None
+    checkpoint: Path | None,
+    out: Path | None,
+    deit: Path | None,
+    bert: Path | None,
+    to_official: Path | None,
+    trunk: Path | None,
 ) -> None:
-    if (checkpoint is None) == (deit is None and bert is None):
-        raise AlbefValueError("give either a checkpoint, or --deit and --bert to make the start of a pre-training")
+    if (checkpoint is None) == (deit is None and bert is None and trunk is None):
+        raise AlbefValueError(
+            "give either a checkpoint, or --deit and --bert to make the start of a pre-training; --trunk may stand in "
+            "place of --deit"
+        )
     if (out is None) == (to_official is None):
         raise AlbefValueError("give either --out FOLDER, or --to-official FILE.pth to write a file of the original's")
     if to_official is None:
@@ -95,6 +120,14 @@ def _check_arguments(
         raise AlbefValueError(f"--to-official {to_official}: is a folder; name a file in it, such as model.pth")
 
 
+def _check_trunk(trunk: Path | None, deit: Path | None, options: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None]
+    if trunk is None and given:
+        raise AlbefValueError(f"{' '.join(given)} is of an image encoder upon a trunk; give --trunk FILE.pth with it")
+    if trunk is not None and deit is not None:
+        raise AlbefValueError(f"--deit {deit} and --trunk {trunk} both are image encoders; give one of them")
+
+
 def _start(
     deit: Path | None,
     bert: Path | None,
@@ -104,19 +137,22 @@ def _start(
     vision_heads: int | None,
     text_heads: int | None,
     half: bool,
+    of_trunk: dict[str, Any],
 ) -> str:
     """What a pre-training starts from; without a file of BERT the model takes its size from the vocabulary."""
     base = preset("base") if image_size is None else preset("base").at_size(image_size)
-    config = starting_config(base, deit, bert, vision_heads, text_heads)
+    config = starting_config(base, deit, bert, vision_heads, text_heads, **of_trunk)
+    trunk = of_trunk["trunk_path"]
     if bert is None:
         config = replace(config, vocab_size=len(words))
     else:
         check_vocabulary(config, words, bert)
-    model = initial_model(config, deit, bert)
+    model = initial_model(config, deit, bert, trunk)
     model.save_pretrained(out, torch.float16 if half else None)
     folders.save_training(out, None, None)
-    files = " and ".join(str(file) for file in (deit, bert) if file)
+    files = " and ".join(str(file) for file in (deit, trunk, bert) if file)
+    upon = f"upon {config.trunk} " if config.trunk else ""
     return (
-        f"start of a pre-training from {files}: {config.vision_layers} image, {config.text_layers} text and "
+        f"start of a pre-training from {files}: {upon}{config.vision_layers} image, {config.text_layers} text and "
         f"{config.fusion_layers} fusion layers, {config.vocab_size} words"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def image_part(batch: int, length: int) -> tuple[nn.Module, tuple, tuple]:
     return ImagePart(AlbefModel(TINY)), (torch.randn(batch, 3, 32, 32),), ({0: BATCH},)
 
 
+def hybrid_image_part(batch: int, length: int) -> tuple[nn.Module, tuple, tuple]:
+    config = replace(
+        TINY, trunk="efficientnet-lite0", patch_size=32, image_size=(64, 64), trunk_trained=2, trunk_levels=2
+    )
+    torch.manual_seed(0)
+    return ImagePart(AlbefModel(config)), (torch.randn(batch, 3, 64, 64),), ({0: BATCH},)
+
+
 def text_part(batch: int, length: int) -> tuple[nn.Module, tuple, tuple]:
     free = {0: BATCH, 1: LENGTH}
     return TextPart(AlbefModel(TINY)), (torch.randint(5, 99, (batch, length)), mask_of(batch, length)), (free, free)
@@ -84,7 +93,7 @@ def mask_of(batch: int, length: int) -> Tensor:
     return (torch.arange(length) < torch.randint(1, length + 1, (batch, 1))).long()
 
 
-PARTS = (image_part, text_part, matching_part, decoder_step)
+PARTS = (image_part, hybrid_image_part, text_part, matching_part, decoder_step)
 
 
 @pytest.mark.parametrize("make", PARTS, ids=lambda make: make.__name__)
@@ -124,6 +133,7 @@ COUNTED = {
     "layers": {"seen"},
     "layout": set(),
     "seen": set(),
+    "trunk": {"InvertedResidual"},
     "vit": {"self.blocks", "str"},
 }
 """Modules of the network, and what they count that is no tensor."""

@@ -79,6 +79,18 @@ class Convert:
     bert: Path | None = None
     """start of pre-training: BERT-base weights for text and fusion"""
 
+    trunk: Path | None = None
+    """start of pre-training: EfficientNet-Lite 0, 1 or 2 under the image encoder, in place of --deit"""
+
+    trunk_levels: int | None = None
+    """with --trunk: maps that are read, 1 (default) or 2"""
+
+    vision_width: int | None = None
+    """with --trunk: width of the image encoder (default: the text's)"""
+
+    vision_layers: int | None = None
+    """with --trunk: transformer blocks upon it (default: 1)"""
+
     to_official: Path | None = None
     """write the folder of a saved model as a .pth file for the original code or LAVIS"""
 

@@ -33,8 +33,15 @@ class Backbone(nn.Module):
         self.text_encoder = TextEncoder(config)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [B, 3, height, width] -> image tokens [B, 1 + N, vision_width]."""
+        """Normalised pixels [B, 3, height, width], or `frozen_features` of them -> image tokens [B, 1 + N,
+        vision_width]."""
         return self.visual_encoder(pixel_values)
+
+    def frozen_features(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [..., 3, height, width] -> what the frozen parts of the image encoder make of them,
+        [..., C, h, w], so that student and teacher share it; the pixels where nothing is frozen."""
+        found = self.visual_encoder.frozen_features(pixel_values.flatten(0, -4))
+        return found.unflatten(0, pixel_values.shape[:-3])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | Layout) -> Tensor:
         """Token ids [B, L] and mask (1 = word) -> text states [B, L, text_width]; packed [N, text_width]."""
@@ -125,6 +132,8 @@ def initialise(model: Backbone) -> None:
                 nn.init.normal_(module.weight, std=std or module.embedding_dim**-0.5)
     for table in (model.visual_encoder.cls_token, model.visual_encoder.pos_embed):
         nn.init.normal_(table, std=std or table.shape[-1] ** -0.5)
+    if model.visual_encoder.trunk is not None:
+        model.visual_encoder.trunk.initialise()
     if std is None:
         row, column = (torch.randn(length, table.shape[-1]) * 0.25 for length in model.config.grid)
         table[0, 1:] = (row[:, None] + column).flatten(0, 1)

@@ -11,6 +11,11 @@ _BESIDES = {"model_type", "architecture", "labels"}
 """What else stands in `config.json`: whose it is, which model, and what its constructor takes besides the sizes."""
 
 
+TRUNKS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+TRUNK_PARTS, TRUNK_STRIDE = 9, 32
+"""A stem, seven stages and a head; the pixels between two places of the last map."""
+
+
 @dataclass(frozen=True)
 class AlbefConfig:
     """Sizes of the image encoder, the text encoder and the fusion encoder.
@@ -20,6 +25,11 @@ class AlbefConfig:
     `image_size` is (height, width) in pixels. `init_std` is the standard deviation of the original's initialisation
     (0.02, made for width 768); None scales it with the width, which narrow networks need in order to learn at all.
     Fine-tuned models have no `mlm_head`: they don't fill in words.
+
+    With a `trunk` (one of `TRUNKS`) the image encoder is a hybrid: its tokens are the places of the last map of a
+    convolutional network in place of patches, and `patch_size` must be 32, its stride. With `trunk_levels` 2 they also
+    read the map before the last halving. Of the trunk's nine parts (stem, seven stages, head) the last
+    `trunk_trained` are learnt, and the others are frozen.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -38,10 +48,15 @@ class AlbefConfig:
     dropout: float = 0.1
     init_std: float | None = 0.02
     mlm_head: bool = True
+    trunk: str | None = None
+    trunk_levels: int = 1
+    trunk_trained: int = 0
 
     def __post_init__(self) -> None:
         height, width = self.image_size
         object.__setattr__(self, "image_size", (height, width))  # a list in JSON
+        if self.trunk is not None:
+            self._check_trunk(self.trunk)
         for side in (height, width):
             if side % self.patch_size:
                 raise AlbefValueError(
@@ -52,6 +67,21 @@ class AlbefConfig:
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise AlbefValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+
+    def _check_trunk(self, trunk: str) -> None:
+        if trunk not in TRUNKS:
+            raise AlbefValueError(f"unknown trunk {trunk!r}; the trunks are {', '.join(TRUNKS)}")
+        if self.patch_size != TRUNK_STRIDE:
+            raise AlbefValueError(
+                f"patch_size {self.patch_size} does not fit {trunk}, whose stride is {TRUNK_STRIDE} pixels; "
+                f"set patch_size to {TRUNK_STRIDE}"
+            )
+        if self.trunk_levels not in (1, 2):
+            raise AlbefValueError(f"trunk_levels {self.trunk_levels} must be 1, the last map alone, or 2")
+        if not 0 <= self.trunk_trained <= TRUNK_PARTS:
+            raise AlbefValueError(
+                f"trunk_trained {self.trunk_trained} must be from 0, all frozen, to {TRUNK_PARTS}, all its parts"
+            )
 
     def at_size(self, image_size: int | tuple[int, int]) -> AlbefConfig:
         """The same network for images of `image_size` pixels (height and width, or one number for a square)."""

@@ -21,7 +21,7 @@ from albef.models import folders
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
-from albef.models.config import AlbefConfig
+from albef.models.config import TRUNK_STRIDE, AlbefConfig
 from albef.models.names import (
     PATCHES,
     POSITIONS,
@@ -30,6 +30,7 @@ from albef.models.names import (
     State,
     from_bert,
     from_deit,
+    from_efficientnet,
     from_official,
     rank,
     square_grid,
@@ -159,9 +160,14 @@ def write_official(read: Checkpoint, source: str | Path, file: Path, half: bool 
 
     The file holds `{"model": tensors}` under official names: the model, its momentum twins (copies of the model where
     no teacher was saved, since the original's fine-tuning asks for them) and the queues, where they were saved. `slim`
-    writes the model alone, `half` in half precision. ValueError if the images are not square, since the original could
-    not read it.
+    writes the model alone, `half` in half precision. ValueError if the images are not square or the model has a trunk,
+    since the original could not read it.
     """
+    if read.config.trunk is not None:
+        raise AlbefValueError(
+            f"{source}: its images go through {read.config.trunk}, which the original does not know; only a model "
+            "without a trunk can be written as a file of the original's"
+        )
     rows, columns = read.config.grid
     if rows != columns:
         raise AlbefValueError(
@@ -208,9 +214,14 @@ def starting_config(
     bert_path: str | Path | None = None,
     vision_heads: int | None = None,
     text_heads: int | None = None,
+    trunk_path: str | Path | None = None,
+    trunk_levels: int | None = None,
+    vision_width: int | None = None,
+    vision_layers: int | None = None,
 ) -> AlbefConfig:
     """`config` with the sizes of the files that a pre-training starts from: width, depth, vocabulary, positions.
 
+    Upon a trunk stand `vision_layers` blocks (1 unless given) of `vision_width` (that of the text unless given).
     The lower half of BERT's layers encodes the text, the upper half fuses, as in the paper. Heads are 64 wide unless
     given. ValueError for a file that is not one of DeiT or BERT.
     """
@@ -226,13 +237,29 @@ def starting_config(
         sizes = _text_sizes(state, text_heads, bert_path)
         depth = len(_indices(state, _LAYERS))
         config = replace(config, **sizes, text_layers=depth // 2, fusion_layers=depth - depth // 2)
+    if trunk_path is not None:
+        trunk, _ = from_efficientnet(_unwrap(read_file(trunk_path), trunk_path)[0], str(trunk_path))
+        width = vision_width or config.text_width
+        config = replace(
+            config,
+            trunk=trunk,
+            trunk_levels=trunk_levels or 1,
+            patch_size=TRUNK_STRIDE,
+            vision_width=width,
+            vision_layers=1 if vision_layers is None else vision_layers,
+            vision_heads=vision_heads or _heads(width, "vision", trunk_path),
+        )
     return config
 
 
 def initial_model(
-    config: AlbefConfig, deit_path: str | Path | None = None, bert_path: str | Path | None = None
+    config: AlbefConfig,
+    deit_path: str | Path | None = None,
+    bert_path: str | Path | None = None,
+    trunk_path: str | Path | None = None,
 ) -> AlbefModel:
-    """Where the paper's pre-training starts: DeiT's image encoder and BERT over a fresh initialisation (paper §3.1).
+    """Where the paper's pre-training starts: DeiT's image encoder and BERT over a fresh initialisation (paper §3.1);
+    or a trunk in place of DeiT, under an image encoder that is fresh.
 
     Without a path that part stays fresh. Files may be `.pth`, `.bin` or `.safetensors`.
     """
@@ -241,6 +268,8 @@ def initial_model(
     for path, read in ((deit_path, from_deit), (bert_path, from_bert)):
         if path is not None:
             state |= read(_unwrap(read_file(path), path)[0], config, str(path))
+    if trunk_path is not None:
+        state |= from_efficientnet(_unwrap(read_file(trunk_path), trunk_path)[0], str(trunk_path))[1]
     folders.load_strictly(model, state, "the starting point")
     return model
 
@@ -318,6 +347,7 @@ def _infer_config(
     patch_size, rows = state[PATCHES].shape[-1], square_grid(state, str(path))[0]
     layers, fusion = _indices(state, _LAYERS), _indices(state, _LAYERS + r"crossattention\.")
     twice = architecture in (AlbefForPairs, AlbefForTextAssignment)
+    embed_dim: dict[str, Any] = {"embed_dim": len(state[_PROJECTION])} if _PROJECTION in ranks else {}
     return AlbefConfig(
         image_size=(rows * patch_size, rows * patch_size),
         **_vision_sizes(state, vision_heads, path),
@@ -325,7 +355,7 @@ def _infer_config(
         text_layers=len(layers - fusion),
         fusion_layers=len(fusion) // 2 if twice else len(fusion),
         mlm_head=any(name.startswith(f"{TEXT}cls.") for name in state),
-        **({"embed_dim": len(state[_PROJECTION])} if _PROJECTION in ranks else {}),
+        **embed_dim,
     )
 
 

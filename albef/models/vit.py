@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from albef.models.attention import GeluLinear, attend, merge_heads, split_heads
 from albef.models.config import AlbefConfig
+from albef.models.trunk import Trunk
 
 
 class Block(nn.Module):
@@ -33,14 +34,20 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Turns images into tokens: [B, 3, height, width] -> [B, 1 + N, vision_width], class token first."""
+    """Turns images into tokens: [B, 3, height, width] -> [B, 1 + N, vision_width], class token first.
+
+    With a trunk, it also takes what `frozen_features` gave in place of images.
+    """
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
         self.checkpointed = False
         width = config.vision_width
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size, config.patch_size)
+        if config.trunk is None:
+            self.trunk, self.patch_embed = None, nn.Conv2d(3, width, config.patch_size, config.patch_size)
+        else:
+            self.trunk = Trunk(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.image_tokens, width))
         self.blocks = nn.ModuleList(Block(width, config.vision_heads) for _ in range(config.vision_layers))
@@ -49,13 +56,13 @@ class VisionTransformer(nn.Module):
     def forward(self, pixel_values: Tensor, record: list[Tensor] | None = None, record_layer: int = -1) -> Tensor:
         """`record` receives the attention probabilities [B, H, S, S] of block `record_layer` (for Grad-CAM)."""
         expected = (3, *self.image_size)
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
+        taken = (expected, self.trunk.frozen_shape) if self.trunk is not None else (expected,)
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) not in taken:
             raise ValueError(
                 f"pixel_values: expected [batch, {', '.join(map(str, expected))}], got {list(pixel_values.shape)}; "
                 "resize with the model's processor, or load the model with another image_size"
             )
-        patches = self.patch_embed(pixel_values.to(self.cls_token.dtype)).flatten(2).transpose(1, 2)  # [B, N, D]
-        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        x = self._embed(pixel_values.to(self.cls_token.dtype)) + self.pos_embed
         for index, block in enumerate(self.blocks):
             recorded = record if index == record_layer % len(self.blocks) else None
             if self.checkpointed and torch.is_grad_enabled():
@@ -63,6 +70,19 @@ class VisionTransformer(nn.Module):
             else:
                 x = block(x, recorded)
         return self.norm(x)
+
+    def frozen_features(self, pixel_values: Tensor) -> Tensor:
+        """What the frozen parts of the trunk make of images, [B, C, h, w] without gradient, for `forward` to take in
+        their place; the images themselves where nothing is frozen."""
+        return pixel_values if self.trunk is None else self.trunk.frozen_features(pixel_values)
+
+    def _embed(self, pixel_values: Tensor) -> Tensor:
+        """[B, 1 + N, D], without positions."""
+        if self.trunk is not None:
+            tokens = self.trunk(pixel_values)
+            return torch.cat([self.cls_token + tokens[:, :1], tokens[:, 1:]], dim=1)
+        patches = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # [B, N, D]
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
 
 
 def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

@@ -115,7 +115,7 @@ def similarity_maps(
         z_text = model.project_text(model.encode_text(input_ids, attention_mask))
     record: list[Tensor] = []
     with torch.enable_grad():
-        pixels = pixel_values.detach().requires_grad_()
+        pixels = model.frozen_features(pixel_values).detach().requires_grad_()  # so that frozen models work too
         z_image = model.project_image(model.visual_encoder(pixels, record, layer))
         (gradient,) = torch.autograd.grad((z_image * z_text).sum() / model.temp.detach(), record[0])
     maps = (record[0].detach() * gradient.clamp(min=0)).mean(1)[:, 0, 1:]

@@ -151,6 +151,7 @@ class Task(Generic[M]):
     def losses(self, objective: nn.Module, batch: Inputs, step: int, progress: float) -> dict[str, Tensor]:
         """The step's losses by name; `progress` is the share of the run that is done."""
         self.fused = progress >= self.recipe.objective.align_first
+        batch["pixel_values"] = self.model.frozen_features(batch["pixel_values"])  # once for student and teacher
         return self.call(objective, batch, self.alpha(step), self.fused, self.hardness(progress))
 
     def flops_per_pair(self) -> float:
