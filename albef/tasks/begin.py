@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from albef import distributed
 from albef.data.processor import Processor
@@ -33,7 +33,7 @@ class SavedTeacher(NamedTuple):
     queue: dict[str, Tensor] | None = None
 
 
-def restore_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
+def restore_teacher(objective: nn.Module, saved: SavedTeacher) -> list[str]:
     """Gives an objective the teacher and the queues that were saved with its start; returns a report in words.
 
     Queues only fit an objective with queues of their size.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from albef.data.example_sets import read_examples
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
+
+Result = TypeVar("Result")
 
 
 def in_batches(
@@ -42,7 +44,7 @@ def in_batches(
             tick(len(part))
 
 
-def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]:
+def gather_results(own: Sequence[tuple[str | int, Result]]) -> dict[str | int, Result]:
     """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
     rows = [row for part in distributed.gather_objects(list(own)) for row in part]
     if not rows:
