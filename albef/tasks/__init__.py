@@ -1,4 +1,4 @@
-"""One file per task: objective, data and protocol belong together because they change together."""
+"""Each task is one file: objective, data and protocol belong together because they change together."""
 
 from __future__ import annotations
 

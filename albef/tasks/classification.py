@@ -1,4 +1,4 @@
-"""One image, a text and a class: visual entailment, or any labels of one's own (paper §4.1; spec §3.3)."""
+"""The task of an image, a text and a class: visual entailment, or labels of one's own (paper §4.1; spec §3.3)."""
 
 # B examples, C classes
 

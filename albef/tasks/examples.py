@@ -1,4 +1,4 @@
-"""Going through examples to measure a model on them: in batches, each example once over all ranks."""
+"""Goes through examples to measure a model on them: in batches, each example once over all ranks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def in_batches(
     device: torch.device | None = None,
     counter: BrokenCounter | None = None,
 ) -> Iterator[tuple[list[Example], Tensor]]:
-    """This rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`; each example once
-    over all ranks.
+    """Yields this rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`. All ranks
+    together go through each example once.
 
-    Unreadable images are left out with a warning, and a `counter` is told. `tick` is told of every example done.
+    Unreadable images are left out with a warning, and `counter` counts them. `tick` is called with the number of
+    examples that were done since the last call.
     """
     own = range(distributed.rank(), len(source), distributed.world_size())
     parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
@@ -45,7 +46,8 @@ def in_batches(
 
 
 def gather_results(own: Sequence[tuple[str | int, Result]]) -> dict[str | int, Result]:
-    """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
+    """Returns the results of all ranks by the key of their example. Raises ValueError if there are no results, or two
+    with the same key."""
     rows = [row for part in distributed.gather_objects(list(own)) for row in part]
     if not rows:
         raise AlbefValueError("none of the examples could be read; check the paths and image_root")

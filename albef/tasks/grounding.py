@@ -1,4 +1,4 @@
-"""Where in the image a text is seen: Grad-CAM, learnt without boxes (paper §4.1, §6.6; spec §3.5, §4.4)."""
+"""The task of finding where in an image a text is seen, by Grad-CAM (paper §4.1, §6.6; spec §3.5, §4.4)."""
 
 # B pairs, L words, S image tokens, H heads
 
@@ -251,7 +251,8 @@ def checked_boxes(example: Example) -> tuple[Box, ...]:
 
 
 def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
-    """Returns the box that a map [height, width] points at, and True; without a positive score the largest one, False."""
+    """Returns the box that a map [height, width] points at and True, or the largest box and False if the map has no
+    positive score in any."""
     chosen = boxes.choose_box(heat, candidates)
     if chosen is None:
         return max(candidates, key=lambda box: box[2] * box[3]), False

@@ -1,4 +1,4 @@
-"""Two images and a statement, true or false (paper §4.1, NLVR2; spec §3.4)."""
+"""The task of two images and a statement about them, true or false (paper §4.1, NLVR2; spec §3.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-training as a task: pairs in, zero-shot retrieval as the measure (paper §3.2)."""
+"""The task of pre-training, which learns from pairs and is measured by zero-shot retrieval (paper §3.2)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel, PretrainObjective, Pa
 
 
 def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> PretrainObjective:
+    """Returns the objective of pre-training with a recipe's options."""
     options = recipe.objective
     return PretrainObjective(
         model,

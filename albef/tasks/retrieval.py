@@ -1,4 +1,4 @@
-"""Fine-tuning for two-stage retrieval, where an image has several texts (paper §4.1; spec §3.1)."""
+"""The task of fine-tuning for two-stage retrieval, where an image has several texts (paper §4.1; spec §3.1)."""
 
 from __future__ import annotations
 

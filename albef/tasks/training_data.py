@@ -1,4 +1,4 @@
-"""What tasks learn from: images with captions, or examples with one or two images, a text and a truth."""
+"""The data that tasks learn from: images with captions, or examples with one or two images, a text and a truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_TEXTS = 200_000  # records whose captions are enough to learn a vocabulary 
 
 
 class Pairs:
-    """Images with captions, as pre-training and retrieval learn from them."""
+    """Gives images with captions, as pre-training and retrieval learn from them."""
 
     def __init__(self, source: Source, recipe: Recipe) -> None:
         self.source, self.recipe = source, recipe
@@ -30,7 +30,7 @@ class Pairs:
         return len(self.source)
 
     def texts(self) -> Iterator[str]:
-        """The captions of all records, or of evenly spaced ones where there are very many."""
+        """Yields the captions of all records, or of evenly spaced ones where there are over 200,000."""
         step = max(1, len(self.source) // MOST_TEXTS)
         return captions_of(self.source, range(0, len(self.source), step))
 
@@ -45,10 +45,11 @@ class Pairs:
 
 
 class Examples(Generic[Batch]):
-    """Examples of one kind; `encode_with(processor)` gives the function that turns their texts and truths into tensors.
+    """Gives examples of one kind; `encode_with(processor)` returns the function that makes a batch of their pixels,
+    texts and truths.
 
     That function is sent to the loader's workers, so it should hold no model. `check` raises ValueError for an example
-    that cannot be learnt from: it ends the run before it begins.
+    that cannot be learnt from, which ends the run before its first step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Questions about an image: ranking a closed list of answers, or writing one freely (paper §4.1; spec §3.2, §4.2)."""
+"""The task of questions about an image, whose answers are ranked or written (paper §4.1; spec §3.2, §4.2)."""
 
 # B questions, Lq words of a question, A answers of the list, L of an answer
 
