@@ -1,4 +1,4 @@
-"""Every run by name: the paper's, and twins that one machine can carry.
+"""Every run by its name: the paper's runs, and small versions of them that one machine can carry.
 
 A recipe is a function that returns a `Recipe`; `named` gives it the function's name and puts it into `RECIPES`. The
 docstring says where the numbers come from, how to start the run and what came out. Derive new recipes by
@@ -30,7 +30,7 @@ ASSIGNED = (
 
 
 def named(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
-    """The recipe under the name of its function, with hyphens."""
+    """Gives a recipe the name of its function, with hyphens, and puts it into `RECIPES` under that name."""
     name = function.__name__.replace("_", "-")
 
     @wraps(function)
@@ -43,12 +43,12 @@ def named(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
 
 @named
 def pretrain_14m() -> Recipe:
-    """The paper's pre-training on 14 M images (configs/Pretrain.yaml of the original; paper §3.4, §3.5).
+    """Pre-trains as the paper does on 14 M images (configs/Pretrain.yaml of the original; paper §3.4, §3.5).
 
     torchrun --nproc-per-node 8 -m albef train pretrain-14m --data.image-root /data --init START
     START is made of DeiT-B/16 and BERT-base by `albef convert --deit deit_base_patch16_224.pth --bert
-    pytorch_model.bin --out START`. The paper's result, after 7 to 8 days on 8 A100 and after fine-tuning on Flickr30k:
-    TR R@1 95.9, IR R@1 85.6. We have not run it.
+    pytorch_model.bin --out START`. The paper's result, after 7 to 8 days on 8 A100 and after fine-tuning on Flickr30k,
+    is TR R@1 95.9, IR R@1 85.6. We have not run it.
     """
     return Recipe(
         model=preset("base"),
@@ -82,10 +82,10 @@ def pretrain_14m() -> Recipe:
 
 @named
 def pretrain_4m() -> Recipe:
-    """The paper's pre-training on 4 M images: as `pretrain-14m` without CC12M.
+    """Pre-trains as the paper does on 4 M images, which are those of `pretrain-14m` without CC12M.
 
     torchrun --nproc-per-node 8 -m albef train pretrain-4m --data.image-root /data --init START
-    The paper's result, after 2 to 3 days on 8 A100 and after fine-tuning on Flickr30k: TR R@1 94.3, IR R@1 82.8. We
+    The paper's result, after 2 to 3 days on 8 A100 and after fine-tuning on Flickr30k, is TR R@1 94.3, IR R@1 82.8. We
     have not run it.
     """
     recipe = pretrain_14m()
@@ -95,7 +95,7 @@ def pretrain_4m() -> Recipe:
 
 @named
 def pretrain_small() -> Recipe:
-    """A twin of `pretrain-4m` for one machine with own images: a network of 13 M parameters at 128 px.
+    """Pre-trains on own images on one machine: `pretrain-4m` with a network of 13 M parameters at 128 px.
 
     albef train pretrain-small --data.train captions.json --data.validation dev.json --out runs/mine
     """
@@ -111,7 +111,7 @@ def pretrain_small() -> Recipe:
 
 @named
 def pretrain_tiny() -> Recipe:
-    """A twin of `pretrain-small` that learns in minutes: 1.7 M parameters at 32 px, images kept in memory.
+    """Pre-trains in minutes: `pretrain-small` with 1.7 M parameters at 32 px and images kept in memory.
 
     albef train pretrain-tiny --data.train captions.json --data.validation dev.json --out runs/mine
     """
@@ -129,7 +129,8 @@ def pretrain_tiny() -> Recipe:
 
 
 def _finetune(task: Task, train: tuple[str, ...], validation: tuple[str, ...], lr: float, **fields: Any) -> Recipe:
-    """What the original's fine-tunings share: 384 pixels, crops of at least half an image, a rate that ends at 1e-6."""
+    """Returns what the original's fine-tunings share: 384 pixels, crops of at least half an image, and a learning rate
+    that ends at 1e-6."""
     base = pretrain_14m()
     return replace(
         base,
@@ -144,20 +145,20 @@ def _finetune(task: Task, train: tuple[str, ...], validation: tuple[str, ...], l
 
 @named
 def retrieval_coco() -> Recipe:
-    """Fine-tuning for retrieval on COCO (configs/Retrieval_coco.yaml of the original; paper §4.1).
+    """Fine-tunes for retrieval on COCO (configs/Retrieval_coco.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train retrieval-coco --init albef-14m --data.image-root /data/coco
-    The paper's result with 14 M images: TR R@1/5/10 77.6/94.3/97.2, IR 60.7/84.3/90.5. We have not run it.
+    The paper's result with 14 M images is TR R@1/5/10 77.6/94.3/97.2, IR 60.7/84.3/90.5. We have not run it.
     """
     return _finetune("retrieval", ("coco_train.json",), ("coco_val.json",), lr=1e-5)
 
 
 @named
 def retrieval_flickr30k() -> Recipe:
-    """Fine-tuning for retrieval on Flickr30k (configs/Retrieval_flickr.yaml of the original; paper §4.1).
+    """Fine-tunes for retrieval on Flickr30k (configs/Retrieval_flickr.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train retrieval-flickr30k --init albef-14m --data.image-root /data/flickr30k
-    The paper's result with 14 M images: TR R@1/5/10 95.9/99.8/100.0, IR 85.6/97.5/98.9. We have not run it.
+    The paper's result with 14 M images is TR R@1/5/10 95.9/99.8/100.0, IR 85.6/97.5/98.9. We have not run it.
     """
     lists = ("flickr30k_train.json",), ("flickr30k_val.json",)
     return _finetune("retrieval", *lists, lr=1e-5, epochs=10, k_test=128)
@@ -165,12 +166,12 @@ def retrieval_flickr30k() -> Recipe:
 
 @named
 def vqa() -> Recipe:
-    """Fine-tuning on VQA v2 and Visual Genome's questions (configs/VQA.yaml of the original; paper §4.1).
+    """Fine-tunes on VQA v2 and Visual Genome's questions (configs/VQA.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train vqa --init albef-14m --data.image-root /data/coco --data.vg-root /data/vg
     The answers to the test questions are written by a second command:
     albef evaluate runs/vqa/model --data vqa_test.json --image-root /data/coco --results vqa_result.json
-    The paper's result with 14 M images: test-dev 75.84, test-std 76.04. We have not run it.
+    The paper's result with 14 M images is test-dev 75.84, test-std 76.04. We have not run it.
     """
     recipe = _finetune("vqa", ("vqa_train.json", "vqa_val.json", "vg_qa.json"), (), lr=2e-5, epochs=8, k_test=128)
     data = replace(recipe.data, answers="answer_list.json", max_tokens=25)
@@ -179,11 +180,11 @@ def vqa() -> Recipe:
 
 @named
 def entailment() -> Recipe:
-    """Fine-tuning on SNLI-VE (configs/VE.yaml of the original; paper §4.1). The teacher's share does not ramp up.
+    """Fine-tunes on SNLI-VE (configs/VE.yaml of the original; paper §4.1). The teacher's share does not ramp up.
 
     torchrun --nproc-per-node 8 -m albef train entailment --init albef-14m
       --data.image-root /data/flickr30k/flickr30k-images
-    The paper's result with 14 M images: val 80.80, test 80.91. We have not run it.
+    The paper's result with 14 M images is val 80.80, test 80.91. We have not run it.
     """
     recipe = _finetune("classification", ("ve_train.json",), ("ve_dev.json",), lr=2e-5)
     return replace(recipe, objective=replace(recipe.objective, alpha_ramp_steps=0))
@@ -191,7 +192,7 @@ def entailment() -> Recipe:
 
 @named
 def text_assignment() -> Recipe:
-    """Pre-training for NLVR2 by text assignment (configs/NLVR_pretrain.yaml of the original; paper §4.1).
+    """Pre-trains for NLVR2 by text assignment (configs/NLVR_pretrain.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train text-assignment --init albef-4m --data.image-root /data
     It is one epoch over the 4 M images. It has no figure of its own; `nlvr2` starts from its model. We have not run it.
@@ -209,10 +210,10 @@ def text_assignment() -> Recipe:
 
 @named
 def nlvr2() -> Recipe:
-    """Fine-tuning on NLVR2 (configs/NLVR.yaml of the original; paper §4.1), after `text-assignment`.
+    """Fine-tunes on NLVR2 (configs/NLVR.yaml of the original; paper §4.1), after `text-assignment`.
 
     torchrun --nproc-per-node 8 -m albef train nlvr2 --init runs/text-assignment/model --data.image-root /data/nlvr2
-    The paper's result with 14 M images: dev 82.55, test-P 83.14. We have not run it.
+    The paper's result with 14 M images is dev 82.55, test-P 83.14. We have not run it.
     """
     lists = ("nlvr_train.json",), ("nlvr_dev.json",)
     return _finetune("nlvr2", *lists, lr=2e-5, batch_size=128, epochs=10, usual_init=ASSIGNED)
@@ -220,12 +221,12 @@ def nlvr2() -> Recipe:
 
 @named
 def grounding() -> Recipe:
-    """Weakly supervised grounding on RefCOCO+ (configs/Grounding.yaml of the original; paper §4.1): no box is learnt.
+    """Fine-tunes for grounding on RefCOCO+ without boxes (configs/Grounding.yaml of the original; paper §4.1).
 
     torchrun --nproc-per-node 8 -m albef train grounding --init albef-14m --data.image-root /data/coco
     The test images are measured by a second command:
     albef evaluate runs/grounding/model --task grounding --data refcoco+/testA --image-root /data/coco
-    The paper's result by ITM with 14 M images: val 58.46, testA 65.89, testB 46.25. We have not run it.
+    The paper's result by ITM with 14 M images is val 58.46, testA 65.89, testB 46.25. We have not run it.
     """
     recipe = _finetune("grounding", ("refcoco+_train.json",), ("refcoco+/val",), lr=1e-5)
     return replace(recipe, data=replace(recipe.data, crop_scale=None))

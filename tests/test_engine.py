@@ -136,7 +136,7 @@ def test_negatives_harden_over_a_share_of_the_steps_that_fuse(world, tmp_path, t
     def noting(recipe, saved):
         task = make_task(recipe, saved)
         call = task.call
-        task.call = lambda *given: seen.append(given[-1]) or call(*given)
+        task.call = lambda *given: seen.append(given[-1].hardness) or call(*given)
         return task
 
     run(recipe, tmp_path / "whole", noting)

@@ -283,7 +283,8 @@ def test_questions_that_teach_nothing(changes, said):
 
 
 def test_answers_of_a_batch_know_their_questions(processor):
-    batch = vqa.question_tensors(processor, 30, [example(answers=("red", "blue", "red")), example(answers=("two",))])
+    asked = [example(answers=("red", "blue", "red")), example(answers=("two",))]
+    batch = vqa.question_batch(processor, 30, torch.empty(2, 3, 16, 16), asked)
     assert batch["answer_of"].tolist() == [0, 0, 1]
     assert batch["weights"].tolist() == pytest.approx([2 / 3, 1 / 3, 1])
     assert [processor.words(ids) for ids in batch["answer_ids"].tolist()] == ["red", "blue", "two"]

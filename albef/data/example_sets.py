@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ from albef.data.progress import tracked
 from albef.data.records import Example, ExampleSource
 from albef.errors import AlbefValueError
 
-Encode = Callable[[Sequence[Example]], dict[str, Tensor]]  # texts and truths to tensors, the task's own
+if TYPE_CHECKING:
+    from albef.batches import Inputs
+
+Batch = TypeVar("Batch", bound="Inputs")
+Encode = Callable[[Tensor, Sequence[Example]], Batch]  # a batch of pixels, texts and truths, the task's own
 
 
 def read_example(source: ExampleSource, index: int) -> tuple[Example, list[Image.Image]]:
@@ -90,22 +94,21 @@ class ExampleSet(Dataset[dict[str, Any]]):
         return self.transform.read(image, rng, name if isinstance(image, bytes) else None)
 
 
-class ExampleCollate:
+class ExampleCollate(Generic[Batch]):
     """Makes a batch of samples of an ExampleSet. `encode` is sent to loader workers, so it should hold little."""
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: Encode[Batch]) -> None:
         self.encode = encode
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Gives `pixel_values` uint8 [B, 3, H, W], or [B, 2, 3, H, W] for pairs, what `encode` gives, and `broken`."""
-        return {
-            "pixel_values": _without_ones(torch.stack([sample["pixel_values"] for sample in samples])),
-            **self.encode([sample["example"] for sample in samples]),
-            "broken": [entry for sample in samples for entry in sample["broken"]],
-        }
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> Batch:
+        """Gives what `encode` makes of pixels uint8 [B, 3, H, W], or [B, 2, 3, H, W] for pairs, with `broken`."""
+        pixels = _without_ones(torch.stack([sample["pixel_values"] for sample in samples]))
+        batch = self.encode(pixels, [sample["example"] for sample in samples])
+        batch["broken"] = [entry for sample in samples for entry in sample["broken"]]
+        return batch
 
 
-class CachedExamples:
+class CachedExamples(Generic[Batch]):
     """Examples whose images fit into memory: each image is decoded and resized once, however many examples have it.
 
     pixels      the N different images, uint8 [N, 3, H, W], bicubic at `image_size` (height, width), not augmented
@@ -114,7 +117,7 @@ class CachedExamples:
     """
 
     def __init__(
-        self, source: ExampleSource, processor: Processor, image_size: tuple[int, int], encode: Encode
+        self, source: ExampleSource, processor: Processor, image_size: tuple[int, int], encode: Encode[Batch]
     ) -> None:
         self.encode, self.broken = encode, Broken()
         images, examples, rows = _distinct(source)
@@ -138,14 +141,13 @@ class CachedExamples:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def batch(self, pairs: Sequence[Pair]) -> Batch:
         """Gives a batch as ExampleCollate does, with unaugmented images. An index counts the readable examples."""
         indices = [index for _, index in pairs]
-        return {
-            "pixel_values": _without_ones(self.pixels[self.rows[indices]]),
-            **self.encode([self.examples[index] for index in indices]),
-            "broken": [],
-        }
+        pixels = _without_ones(self.pixels[self.rows[indices]])
+        batch = self.encode(pixels, [self.examples[index] for index in indices])
+        batch["broken"] = []
+        return batch
 
 
 def _distinct(source: ExampleSource) -> tuple[list[tuple[bytes | Path, str]], list[Example], np.ndarray]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
 
-from albef.data.records import Record
+from albef.data.records import ExampleSource, Record, Source
 
 
-def fingerprint(source: Any, samples: int = 32) -> dict[str, Any]:
+def fingerprint(source: Source | ExampleSource, samples: int = 32) -> dict[str, str]:
     """Digests of evenly spaced records or examples: the names of their images, without folders, and what is said."""
     names, words = [], []
     for index in range(0, len(source), max(1, len(source) // samples)):

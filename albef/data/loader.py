@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,11 @@ from albef.data.records import THREADS, Record, Source
 from albef.data.text import clean_caption
 from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 
+if TYPE_CHECKING:
+    from albef.batches import PairBatch
+
 Item = TypeVar("Item")
+Batch = TypeVar("Batch")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
 MAX_REPLACEMENTS = 20
 NO_GUARD = (
@@ -218,13 +222,15 @@ class Collate:
     def __init__(self, processor: Processor, max_tokens: int | None = None) -> None:
         self.processor, self.max_tokens = processor, max_tokens
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> "PairBatch":
         """Gives `pixel_values` uint8 [B, 3, H, W]; `input_ids` and `attention_mask` [B, L], `image_id` and `text_id`
         [B], all int64; and `broken`."""
+        words = self.processor.texts([sample["caption"] for sample in samples], self.max_tokens)
         return {
             # default_collate stacks in the memory that a worker shares with the process that trains.
             "pixel_values": default_collate([sample["pixel_values"] for sample in samples]),
-            **self.processor.texts([sample["caption"] for sample in samples], self.max_tokens),
+            "input_ids": words["input_ids"],
+            "attention_mask": words["attention_mask"],
             "image_id": torch.tensor([sample["image_id"] for sample in samples]),
             "text_id": torch.tensor([sample["text_id"] for sample in samples]),
             "broken": [entry for sample in samples for entry in sample["broken"]],
@@ -274,7 +280,7 @@ class CachedSet:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batch(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+    def batch(self, pairs: Sequence[Pair]) -> "PairBatch":
         """Gives a batch as Collate does, with unaugmented images. An index counts the readable images from 0."""
         rows = np.array([index for _, index in pairs])
         draws = caption_draws(self.seed, pairs) % self.caption_counts[rows].astype(np.uint64)
@@ -310,8 +316,8 @@ def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[I
 
 
 def make_loader(
-    dataset: Dataset[dict[str, Any]], batches: StepBatches, collate: Callable[[Any], dict[str, Any]], workers: int = 0
-) -> DataLoader[Any]:
+    dataset: Dataset[Item], batches: StepBatches, collate: Callable[[list[Item]], Batch], workers: int = 0
+) -> "_Loader[Batch]":
     """Yields batches in the order of `batches`, made in `workers` processes, or in this one if that is 0.
 
     Workers are forked from a clean server process, which is safe beside CUDA and threads. A script therefore needs the
@@ -345,7 +351,7 @@ class _Guarded(Dataset[Any]):
             return error
 
 
-def _collated(collate: Callable[[Any], dict[str, Any]], samples: list[Any] | AlbefError) -> dict[str, Any] | AlbefError:
+def _collated(collate: Callable[[list[Item]], Batch], samples: list[Item] | AlbefError) -> Batch | AlbefError:
     if isinstance(samples, AlbefError):
         return samples
     try:
@@ -354,10 +360,10 @@ def _collated(collate: Callable[[Any], dict[str, Any]], samples: list[Any] | Alb
         return error
 
 
-class _Loader(DataLoader[Any]):
+class _Loader(DataLoader[Batch]):
     """Raises a worker's AlbefError as it is, and says what a user can do where PyTorch says that a worker ended."""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches = 0
         try:
             for batch in super().__iter__():

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from albef import distributed
-from albef.data.broken import BrokenCounter
+from albef.data.broken import Broken, BrokenCounter
 from albef.engine.allocator import keep_freed_memory
 from albef.engine.checkpointer import BEST, MODEL, PATTERN, Checkpointer, owned
 from albef.engine.log import LOG, RunLog
@@ -30,9 +30,17 @@ from albef.files import write_atomically
 from albef.recipe import Recipe
 
 RECIPE, SCORE = "recipe.json", "score.json"
+Values = dict[str, Any]  # as JSON has them; those of a checkpoint may be tensors too
 
 
-class Task(Protocol):
+class _Read(TypedDict, total=False):
+    broken: Broken  # images that could not be read; the loop counts them
+
+
+Batch = TypeVar("Batch", bound=_Read)
+
+
+class Task(Protocol[Batch]):
     """What the loop needs to know of a task."""
 
     objective: nn.Module
@@ -42,42 +50,45 @@ class Task(Protocol):
     """Training pairs in one epoch."""
 
     def flops_per_pair(self) -> float:
-        """Floating-point operations of the last step, per pair; 0 if they aren't counted."""
+        """Returns the floating-point operations of the last step per pair; 0 if they aren't counted."""
 
-    def batches(self, start_step: int) -> Iterator[dict[str, Any]]: ...
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Yields this rank's batches from step `start_step` on, without end."""
 
-    def prepare(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """Takes a batch to the device, and does what is done to it, in float32, before the objective sees it."""
+    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+        """Takes a batch to the device, and does in float32 what is done to it before the objective sees it."""
 
-    def losses(self, objective: nn.Module, batch: dict[str, Any], step: int, progress: float) -> dict[str, Tensor]: ...
+    def losses(self, objective: nn.Module, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
+        """Returns the step's losses by name; `progress` in [0, 1] is the share of the run that is done."""
 
-    def evaluate(self) -> dict[str, Any]: ...
+    def evaluate(self) -> Values:
+        """Returns the task's figures on the validation data, as JSON has them; none without such data."""
 
-    def headline(self, evaluation: dict[str, Any]) -> str:
-        """An evaluation in one line."""
+    def headline(self, figures: Values) -> str:
+        """Returns the main figures in one line."""
 
-    def score(self, evaluation: dict[str, Any]) -> float:
-        """What the best model is chosen by; higher is better."""
+    def score(self, figures: Values) -> float:
+        """Returns the number that the best model is chosen by; higher is better."""
 
     def save_model(self, folder: Path) -> None:
         """Exports the model as it is now, for whoever loads it."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the task needs to be made again without its sources: plain values, no weights."""
+    def state_dict(self) -> Values:
+        """Returns what the task needs to be made again without its sources: plain values, no weights."""
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Short values that tell the training data from others."""
+    def fingerprint(self) -> Values:
+        """Returns short values that tell the training data from others."""
 
 
-MakeTask = Callable[[Recipe, "dict[str, Any] | None"], Task]
-"""Makes a task, with what its `state_dict` gave before if the run goes on."""
+MakeTask = Callable[[Recipe, Values | None], Task[Batch]]
+"""Makes a task; for a run that goes on it is given what the task's `state_dict` returned before."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop, saved itself, and can go on."""
 
 
-def train(make_task: MakeTask, recipe: Recipe, folder: Path, device: torch.device) -> dict[str, Any]:
+def train(make_task: MakeTask[Batch], recipe: Recipe, folder: Path, device: torch.device) -> Values:
     """Runs `recipe` in `folder` to its end, from the folder's checkpoint if there is one; returns the last evaluation.
 
     The folder receives `recipe.json`, `log.jsonl`, the last two checkpoints, and two exports that going on never reads:
@@ -95,7 +106,7 @@ def train(make_task: MakeTask, recipe: Recipe, folder: Path, device: torch.devic
     return run.state.evaluation
 
 
-def _begin(make_task: MakeTask, recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime) -> _Run:
+def _begin(make_task: MakeTask[Batch], recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime) -> _Run[Batch]:
     """The run at its start or where it was saved. Nothing holds the checkpoint's file any longer than this."""
     check_recipe(recipe, checkpointer.folder)
     saved = checkpointer.load()
@@ -105,9 +116,9 @@ def _begin(make_task: MakeTask, recipe: Recipe, checkpointer: Checkpointer, runt
     return _Run(task, recipe, checkpointer, runtime, saved)
 
 
-class _Run:
+class _Run(Generic[Batch]):
     def __init__(
-        self, task: Task, recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime, saved: dict[str, Any] | None
+        self, task: Task[Batch], recipe: Recipe, checkpointer: Checkpointer, runtime: Runtime, saved: Values | None
     ) -> None:
         self.task, self.recipe, self.checkpointer, self.runtime = task, recipe, checkpointer, runtime
         self.folder, self.device = checkpointer.folder, runtime.device
@@ -149,7 +160,7 @@ class _Run:
             self.folder, self.start, self.state.evaluated_step, self.steps, recipe.tensorboard, distributed.rank() > 0
         )
 
-    def _go_on(self, saved: dict[str, Any]) -> None:
+    def _go_on(self, saved: Values) -> None:
         """Takes over a checkpoint. ValueError for another number of pairs; other data of that number are said."""
         before, now = saved["fingerprint"], self.state.fingerprint
         if before["pairs"] != self.task.pairs:
@@ -219,7 +230,7 @@ class _Run:
         if distributed.rank() == 0:
             self.task.save_model(self.folder / MODEL)
 
-    def _learn_from(self, batch: dict[str, Any]) -> float:
+    def _learn_from(self, batch: Batch) -> float:
         """One step; returns its learning rate."""
         recipe, step = self.recipe, self.state.step
         torch.manual_seed((recipe.seed << 40) ^ (step << 10) ^ distributed.rank())
@@ -229,7 +240,8 @@ class _Run:
             rate = learning_rate(recipe.optim, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
-        self.broken.add(batch.pop("broken", []), recipe.batch_size // self.runtime.ranks)
+        read: _Read = batch
+        self.broken.add(read.pop("broken", []), recipe.batch_size // self.runtime.ranks)
         batch = self.task.prepare(batch, self.device)
         with self.runtime.autocast():
             losses = self.task.losses(self.objective, batch, step, self.progress)
@@ -261,7 +273,7 @@ class _Run:
         state, (step, seconds) = self.state, self.logged
         self.logged = (state.step, state.seconds)
         speed = (state.step - step) * self.recipe.batch_size / (state.seconds - seconds)
-        figures: dict[str, Any] = {**means, "lr": rate, "samples_per_second": speed, "seconds": state.seconds}
+        figures: Values = {**means, "lr": rate, "samples_per_second": speed, "seconds": state.seconds}
         peak = self.runtime.peak_flops()
         if peak and (flops := self.task.flops_per_pair()):
             figures["mfu"] = speed * flops / peak
@@ -385,7 +397,7 @@ def _begin_folder(recipe: Recipe, folder: Path) -> None:
         recipe.save(folder / RECIPE)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(before: Values, now: Values, prefix: str = "") -> Iterator[str]:
     for key, value in now.items():
         if isinstance(value, dict):
             yield from _differences(before.get(key, {}), value, f"{prefix}{key}.")
@@ -398,7 +410,7 @@ def _stop_signals() -> Iterator[list[int]]:
     """A list that fills when the process is asked to stop; a second Ctrl-C stops at once."""
     received: list[int] = []
 
-    def note(number: int, _: Any) -> None:
+    def note(number: int, _: object) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)

@@ -1,8 +1,8 @@
-"""How much arithmetic a step needs: for MFU, and to compare what is measured with what is necessary.
+"""Counts the arithmetic that a step needs: for MFU, and to compare what is measured with what is necessary.
 
-A multiply-add counts as two operations, a backward pass twice its forward pass. Counted are the products of the layers
-and of attention; left out is what is small beside them: norms, projections to embeddings, similarities with the queue,
-the matching head.
+A multiply-add counts as two operations, and a backward pass as twice its forward pass. The products of the layers and
+of attention are counted. What is small beside them is left out: norms, projections to embeddings, similarities with the
+queue, the matching head.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def pretraining_flops(
     itm_negatives: int = 1,
     fuse: bool = True,
 ) -> float:
-    """Floating-point operations of one pre-training step per pair, as this package computes it.
+    """Returns the floating-point operations of one pre-training step per pair, as this package computes it.
 
-    `words` is how many tokens a text has, `[CLS]` included, or how many each of the batch has. Student: image, text,
-    masked text, fusion of the true pair and its negatives, and of the masked text. Teacher, forward only: image, text,
-    masked text and its fusion. Without `fuse`: image and text alone.
+    `words` is how many tokens a text has, `[CLS]` included, or how many each of the batch has. The student computes
+    image, text, masked text, and the fusion of the true pair, its negatives and the masked text. The teacher computes,
+    forward only, image, text, masked text and its fusion. Without `fuse` both compute image and text alone.
     """
     lengths = [words] if isinstance(words, int) else list(words)
     student = teacher = 0.0
@@ -45,29 +45,30 @@ def pretraining_flops(
 
 
 def image_flops(config: AlbefConfig) -> float:
-    """The image encoder on one image."""
+    """Returns the operations of the image encoder on one image."""
     tokens, width = config.image_tokens, config.vision_width
     layer = _attention_flops(width, tokens, tokens) + _feed_forward_flops(width, 4 * width, tokens)
     return patch_flops(config) + config.vision_layers * layer
 
 
 def patch_flops(config: AlbefConfig) -> float:
-    """Of these, cutting the image into patches, or what a trunk does in place of it."""
+    """Returns the part of `image_flops` that cuts the image into patches, or that a trunk does in place of it."""
     if config.trunk is not None:
         return sum(trunk_flops(config))
     return 2 * (config.image_tokens - 1) * 3 * config.patch_size**2 * config.vision_width
 
 
 def unlearnt_flops(config: AlbefConfig) -> float:
-    """What three times the forward pass counts too much: the gradient of pixels, or all of a frozen trunk but its one
-    forward pass, which student and teacher share."""
+    """Returns what three times the forward pass counts too much: the gradient of pixels, or all of a frozen trunk but
+    its one forward pass, which student and teacher share."""
     if config.trunk is None:
         return patch_flops(config)
     return 3 * sum(trunk_flops(config)[: TRUNK_PARTS - config.trunk_trained])
 
 
 def text_flops(config: AlbefConfig, words: int, last: int | None = None) -> float:
-    """The text encoder on one text, its last layer for the `last` words only."""
+    """Returns the operations of the text encoder on one text. If `last` is given, the last layer computes so many words
+    only."""
     width, hidden = config.text_width, config.text_intermediate
     return sum(
         _attention_flops(width, out, words) + _feed_forward_flops(width, hidden, out)
@@ -76,7 +77,8 @@ def text_flops(config: AlbefConfig, words: int, last: int | None = None) -> floa
 
 
 def fusion_flops(config: AlbefConfig, words: int, last: float | None = None) -> tuple[float, float]:
-    """The first self-attention and all that follows, without keys and values of the image; `last` as above."""
+    """Returns the operations of the first self-attention, and of all that follows, without the keys and values of the
+    image. `last` is that of `text_flops`."""
     width, outputs = config.text_width, _outputs(config.fusion_layers, words, last)
     own = [_attention_flops(width, out, words) for out in outputs]
     rest = sum(
@@ -88,22 +90,22 @@ def fusion_flops(config: AlbefConfig, words: int, last: float | None = None) -> 
 
 
 def _outputs(layers: int, words: int, last: float | None) -> list[float]:
-    """At how many words each layer is computed."""
+    """Returns at how many words each layer is computed."""
     return [*[words] * (layers - 1), words if last is None else last]
 
 
 def keys_values_flops(config: AlbefConfig) -> float:
-    """The keys and values of one image in all fusion layers."""
+    """Returns the operations that make the keys and values of one image in all fusion layers."""
     return 4 * config.fusion_layers * config.image_tokens * config.vision_width * config.text_width
 
 
 def vocabulary_flops(config: AlbefConfig) -> float:
-    """Vocabulary logits of one word."""
+    """Returns the operations that make the vocabulary logits of one word."""
     return 2 * config.text_width * (config.text_width + config.vocab_size)
 
 
 def _attention_flops(width: int, out: float, seen: int) -> float:
-    """Self-attention for `out` tokens among `seen`."""
+    """Returns the operations of self-attention for `out` tokens among `seen` ones."""
     return 4 * out * width**2 + 4 * seen * width**2 + 4 * out * seen * width
 
 

@@ -1,4 +1,4 @@
-"""Learning to choose a class, a momentum teacher's opinion beside the label (paper §3.3, §4.1; spec §3.3, §3.4)."""
+"""Objectives that learn to choose a class, by labels and a momentum teacher (paper §3.3, §4.1; spec §3.3, §3.4)."""
 
 # B examples, C classes, N image pairs
 
@@ -17,9 +17,9 @@ from albef.objectives.momentum import MomentumTeacher
 
 
 class ClassifyObjective(nn.Module):
-    """Cross-entropy with labels and teacher: `(batch, alpha) -> {"classify": ..}`.
+    """Computes cross-entropy with labels and with the teacher's classes: `(batch, alpha) -> {"classify": ..}`.
 
-    A batch holds the model's inputs and `labels` [B]. Without `distill` there is no teacher and `alpha` must be 0.
+    A batch holds the model's inputs and `labels` [B]. Without `distill` there is no teacher, and `alpha` must be 0.
     `dropout` keeps the teacher's dropout on, as the original does.
     """
 
@@ -35,7 +35,7 @@ class ClassifyObjective(nn.Module):
         self.teacher = MomentumTeacher(model, momentum, dropout) if distill else None
 
     def forward(self, batch: LabelBatch, alpha: float) -> dict[str, Tensor]:
-        """`alpha` in [0, 1] is the teacher's share of the targets."""
+        """Returns the loss; `alpha` in [0, 1] is the teacher's share of the targets."""
         inputs, labels = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"]), batch["labels"]
         logits = self.model(*inputs).logits.float()
         if self.teacher is None:
@@ -48,11 +48,11 @@ class ClassifyObjective(nn.Module):
 
 
 class AssignObjective(nn.Module):
-    """Text assignment, NLVR2's pre-training: `(batch) -> {"assign": ..}` (paper §4.1; spec §3.4).
+    """Computes text assignment, which prepares for NLVR2: `(batch) -> {"assign": ..}` (paper §4.1; spec §3.4).
 
-    Each text is given its own image and another one, in either order, or two others: which is it of, or of neither?
-    A batch holds the images and texts of pre-training, at least three. `official=True` takes another record of
-    the same image for another image, as the original does.
+    Each text is given its own image and another one, in either order, or two others. The model says which of the two it
+    describes, or that it describes neither. A batch holds the images and texts of pre-training, at least three.
+    `official=True` takes another record of the same image for another image, as the original does.
     """
 
     TEMP = 0.07
@@ -60,9 +60,10 @@ class AssignObjective(nn.Module):
     def __init__(self, model: AlbefForTextAssignment, official: bool = False) -> None:
         super().__init__()
         self.model, self.official = model, official
-        model.vision_proj.requires_grad_(False)  # nothing of it is learnt here
+        model.vision_proj.requires_grad_(False)  # it is only used to find similar images
 
     def forward(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Returns the loss. Raises ValueError for a batch of fewer than three images."""
         model = self.model
         words = words_of(batch, model)
         tokens = model.encode_image(batch["pixel_values"])
@@ -74,10 +75,11 @@ class AssignObjective(nn.Module):
 
     @torch.no_grad()
     def draw_pairs(self, tokens: Tensor, image_id: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The two images of each text [B, 2], and the class [B]: 0 the first is right, 1 the second, 2 neither.
+        """Draws the two images of each text [B, 2] and returns them with the class [B]: 0 if the first is the text's
+        own, 1 if the second is, 2 if neither is.
 
-        The classes are equally likely. Other images are drawn by their likeness to the right one; records of the
-        same image (equal `image_id`) are not others.
+        The classes are equally likely. Other images are drawn by how similar they are to the text's own; records of the
+        same image (equal `image_id`) do not count as other images.
         """
         weights = self.weights(tokens, image_id)
         own = torch.arange(len(weights), device=weights.device)
@@ -89,9 +91,9 @@ class AssignObjective(nn.Module):
         return torch.where((labels == 2)[:, None], others, pairs), labels
 
     def weights(self, tokens: Tensor, image_id: Tensor | None = None) -> Tensor:
-        """How likely each image is to stand beside each other one: [B, B], 0 for the same image.
+        """Returns the weights [B, B] by which another image is drawn for each image; 0 for the same image.
 
-        Where less than two others are left they are drawn evenly.
+        Where fewer than two others are left, they are drawn evenly. Raises ValueError for fewer than three images.
         """
         same = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
         if len(tokens) < 3:

@@ -1,4 +1,4 @@
-"""ALBEF's pre-training on one screen: align before fuse (paper §3.2, §3.3)."""
+"""The objective of ALBEF's pre-training on one screen: align before fuse (paper §3.2, §3.3)."""
 
 # B own pairs, Q queue, L words of the longest text, N of all, M masked, S image tokens, V vocabulary
 
@@ -31,16 +31,16 @@ from albef.objectives.losses import mask_words, masked_word_losses, mixture
 
 
 class Masked(NamedTuple):
-    """Texts with masked words; where among all words these are, and what stood there."""
+    """Holds texts with masked words, the place of each masked word among all words, and the word that stood there."""
 
     input_ids: Tensor  # [B, L]
-    places: Tensor  # [M]
+    places: Tensor  # [M], in 0 .. N - 1
     labels: Tensor  # [M]
 
 
 @dataclass(frozen=True)
 class Filled:
-    """MLM of M masked words; the softmax of the teacher's `word_logits` is their pseudo-target."""
+    """Holds MLM of M masked words, whose pseudo-target is the softmax of the teacher's `word_logits`."""
 
     logits: Tensor  # [M, V]
     losses: Tensor  # [M]
@@ -48,7 +48,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Step:
-    """All that a step computes; `matched` and `filled` are None where it only aligns."""
+    """Holds all that a step computes; `matched` and `filled` are None where it only aligns."""
 
     features: Features
     taught: Taught
@@ -56,25 +56,25 @@ class Step:
     matched: Matched | None
     filled: Filled | None
     losses: dict[str, Tensor]
-    """What is learnt from, by name; their sum is the loss."""
+    """The losses by name; their sum is what the model learns from."""
 
 
 class PretrainObjective(AlignObjective):
-    """ITC + ITM + MLM with momentum distillation: `(batch, alpha) -> {"itc": .., "itm": .., "mlm": ..}`.
+    """Computes ITC, ITM and MLM with momentum distillation: `(batch, alpha) -> {"itc": .., "itm": .., "mlm": ..}`.
 
     It owns the momentum teacher and the queues. A batch holds `pixel_values` [B, 3, H, W], `input_ids` and
     `attention_mask` [B, L], `image_id` and `text_id` [B] (integers >= 0, equal for the same image or caption).
 
-    It may also hold `words`, how the texts lie, and what `mask` made of them: made on the host, they spare the device
-    the waiting. Otherwise the step makes them.
+    It may also hold `words`, which says how the texts lie, and `masked`, which `mask` makes of the texts. Made on the
+    host, they spare the device from waiting; otherwise the step makes them.
 
-    Pairs that share image or caption count as positives in ITC, over all ranks and the queue, and are never drawn
-    as ITM negatives. `official=True` restores the original: only a pair itself is positive, only the own rank's batch
-    and the queue are compared, the teacher keeps its dropout.
+    Pairs that share an image or a caption count as positives in ITC, over all ranks and the queue, and are never drawn
+    as ITM negatives. `official=True` restores the original: only a pair itself is positive, it is compared with the own
+    rank's batch and the queue only, and the teacher keeps its dropout.
 
-    For ablations: `itc=False` leaves alignment out, and negatives are then drawn evenly; `hard_negatives=False` draws
-    them evenly anyway; `distill` names the losses that the teacher has a share in, of `itc` and `mlm`; `weights` says
-    what each loss counts.
+    Four options serve ablations. `itc=False` leaves alignment out, and negatives are then drawn evenly;
+    `hard_negatives=False` draws them evenly anyway. `distill` names those of the losses `itc` and `mlm` in which the
+    teacher has a share, and `weights` says how much each loss counts.
     """
 
     def __init__(
@@ -101,12 +101,13 @@ class PretrainObjective(AlignObjective):
         self.itc, self.distill = itc, distill
 
     def forward(self, batch: PairBatch, alpha: float, fuse: bool = True, hardness: float = 1.0) -> dict[str, Tensor]:
-        """`alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is computed. `hardness` in
-        [0, 1] is that of ITM's negatives: 0 draws them nearly evenly, 1 at the model's temperature, as the paper."""
+        """Returns the losses. `alpha` in [0, 1] is the teacher's share of the targets. Without `fuse` only ITC is
+        computed. `hardness` in [0, 1] is that of ITM's negatives: 0 draws them nearly evenly, and 1 draws them at the
+        model's temperature, as the paper does."""
         return self.step(batch, alpha, fuse, hardness).losses
 
     def step(self, batch: PairBatch, alpha: float, fuse: bool = True, hardness: float = 1.0) -> Step:
-        """The same, with all that lies inside."""
+        """Returns the losses as `forward` does, with all that the step computed for them."""
         words = words_of(batch, self.model)
         masked = (batch.get("masked") or self.mask(batch, self.model.device)) if fuse else None
         self.begin_step()
@@ -132,7 +133,7 @@ class PretrainObjective(AlignObjective):
         return Step(found, taught, aligned, matched, filled, losses)
 
     def teach(self, batch: PairBatch, words: PackedText, masked: Masked | None) -> Taught:
-        """The teacher's vectors, and its logits at the masked words."""
+        """Returns the teacher's vectors, and its logits at the masked words if there are any."""
         teacher: AlbefModel = self.teacher.model
         found = self.features(teacher, batch, words, masked.input_ids if masked else None)
         if masked is None:
@@ -142,8 +143,10 @@ class PretrainObjective(AlignObjective):
         return Taught(found.z_image, found.z_text, logits)
 
     def fuse(self, found: Features, words: PackedText, image_n: Tensor, text_n: Tensor) -> tuple[Tensor, Tensor]:
-        """`[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D], in one pass: a weight
-        that is used once has no gradient that waits for a second one. Only the last layer is run for each apart."""
+        """Returns `[CLS]` of true pairs and negatives [B + 2 B n, 1, D], and the masked texts [N, D].
+
+        Both go through the layers together, since a weight that is used once has no gradient that waits for a second
+        one. Only the last layer is run for each apart."""
         fusion = self.model.fusion_encoder
         text, masked = fusion.begin(found.text, PackedText.join(words, words)).chunk(2)
         pairs, layout = with_negatives(text, words, image_n, text_n)
@@ -153,7 +156,7 @@ class PretrainObjective(AlignObjective):
         return fusion.finish(pairs, layout, seen, cls_only=True), fusion.finish(masked, words, seen[0])
 
     def fill_in(self, fused: Tensor, masked: Masked, taught: Taught, alpha: float) -> Filled:
-        """MLM of the fused masked texts [N, D]; `alpha` is the teacher's share."""
+        """Computes MLM of the fused masked texts [N, D]; `alpha` is the teacher's share of the targets."""
         alpha, factor = mixture(alpha, self.weights.mlm, self.weights.mlm_mod)
         logits = self.model.fill_in(fused.index_select(0, masked.places)).float()
         assert taught.word_logits is not None, "the teacher was not asked for masked words"
@@ -161,7 +164,8 @@ class PretrainObjective(AlignObjective):
         return Filled(logits, losses if factor == 1 else losses * factor)
 
     def mask(self, batch: PairBatch, device: torch.device) -> Masked:
-        """Masks words of the batch, on the `device`. From a batch on the host, M is known without waiting for it."""
+        """Masks words of the batch and returns them on `device`. For a batch on the host, M is known without waiting
+        for the device."""
         mask = batch["attention_mask"]
         masked_ids, labels = self.mask_words(batch["input_ids"], mask)
         labels = labels[mask.bool()]
@@ -169,6 +173,6 @@ class PretrainObjective(AlignObjective):
         return Masked(*(x.to(device, non_blocking=True) for x in (masked_ids, places, labels[places])))
 
     def mask_words(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Masked ids and labels [B, L]."""
+        """Returns masked ids and labels [B, L]; a label is the word that was chosen, or -100 where none was."""
         vocab_size = self.model.config.vocab_size
         return mask_words(input_ids, attention_mask, self.mlm_probability, self.mask_id, self.cls_id, vocab_size)

@@ -1,4 +1,4 @@
-"""Lists of answers: which ones a model of questions ranks, and the file that they lie in beside it."""
+"""Lists of the answers that a model of questions ranks, and the file beside the model that holds them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _NORMALIZER = normalizers.BertNormalizer(strip_accents=True)
 
 
 def spelled_alike(answer: str) -> str:
-    """What a tokenizer in lower case makes of an answer: `Red`, `red` and `RED ` are one answer to the model."""
+    """Returns what a lower-case tokenizer makes of an answer: `Red`, `red` and `RED ` are one answer to the model."""
     return " ".join(_NORMALIZER.normalize_str(answer).split())
 
 
 def answer_list(source: ExampleSource, most: int | None = None, least: int = 1) -> list[str]:
-    """The answers of a source, commonest first: the `most` common ones that people gave at least `least` times.
+    """Returns the `most` common answers of a source that people gave at least `least` times, commonest first.
 
-    Spellings that are one answer to the model count together, and the commonest of them stands for all. ValueError if
-    no answer is left, or none is asked for.
+    Spellings that are one answer to the model count together, and the commonest of them stands for all. Raises
+    ValueError if no answer is left, or if `most` is less than 1.
     """
     if most is not None and most < 1:
         raise AlbefValueError(f"most {most}: a list of answers has at least one; leave it out to keep all")
@@ -43,12 +43,15 @@ def answer_list(source: ExampleSource, most: int | None = None, least: int = 1) 
 
 
 def answers_file(folder: str | Path) -> Path:
-    """Where the list lies that a saved model ranks, if it has one; the name of a folder as for `from_pretrained`."""
+    """Returns where a saved model has the list that it ranks, if it has one; `folder` is as for `from_pretrained`."""
     return model_folder(folder, (CONFIG, WEIGHTS)) / ANSWERS
 
 
 def read_answers(path: str | Path) -> list[str]:
-    """A JSON list of answers, each once. ValueError if it is anything else, or empty; FileNotFoundError without one."""
+    """Reads a JSON list of answers; returns each answer once.
+
+    Raises ValueError if the file holds anything else or no answer, and FileNotFoundError if there is no file.
+    """
     path = data_path(str(path))
     if not Path(path).is_file():
         raise AlbefFileNotFoundError(
@@ -69,7 +72,7 @@ def write_answers(path: Path, answers: Sequence[str]) -> None:
 
 
 def checked_answers(answers: Iterable[str], name: str = "the answer list") -> list[str]:
-    """Each answer once, in order and as it is spelt first. ValueError if there is none."""
+    """Returns each answer once, in order and as it is spelt first. Raises ValueError if there is none."""
     first: dict[str, str] = {}
     for answer in answers:
         first.setdefault(spelled_alike(answer), answer)

@@ -1,4 +1,4 @@
-"""How a run begins: its model, its words, and what was saved of a teacher with its start."""
+"""Makes what a run begins with: its model, its words, and what was saved of a teacher with its start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from albef import distributed
 from albef.data.processor import Processor
@@ -23,17 +23,17 @@ from albef.recipe import Recipe
 
 M = TypeVar("M", bound=Backbone)
 Saved = dict[str, Any] | None
-"""What a task's `state_dict` gave, for a run that goes on; None for one that begins."""
+"""What a task's `state_dict` returned, for a run that goes on; None for one that begins."""
 
 
 class SavedTeacher(NamedTuple):
-    """States of a teacher and of queues that were saved beside the model that a run starts from; None without them."""
+    """Holds the states of a teacher and of queues that lay beside the model that a run starts from, or None."""
 
     teacher: dict[str, Tensor] | None = None
     queue: dict[str, Tensor] | None = None
 
 
-def restore_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
+def restore_teacher(objective: nn.Module, saved: SavedTeacher) -> list[str]:
     """Gives an objective the teacher and the queues that were saved with its start; returns a report in words.
 
     Queues only fit an objective with queues of their size.
@@ -53,7 +53,7 @@ def restore_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
 
 
 def check_batch(recipe: Recipe) -> None:
-    """ValueError unless there is something to train on and the batch can be split over the ranks."""
+    """Raises ValueError if there is nothing to train on, or if the batch cannot be split evenly over the ranks."""
     if not recipe.data.train:
         raise AlbefValueError(
             f"recipe {recipe.name!r}: data.train is empty; give JSON lists, tar shards or folders of images, "
@@ -67,12 +67,12 @@ def check_batch(recipe: Recipe) -> None:
 def start_model(
     build_model: Callable[[AlbefConfig], M], recipe: Recipe, saved: Saved, texts: Callable[[], Iterator[str]]
 ) -> tuple[M, Processor, SavedTeacher | None]:
-    """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
+    """Returns the model that a run begins with, its processor, and what was saved of teacher and queues with its start.
 
     `build_model` makes the model of a configuration. A run that goes on takes sizes and words from what it `saved`, so
-    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size,
-    number of words and trained parts of a trunk. Otherwise the model is new, and so are its words, which are learnt
-    from `texts` unless `data.tokenizer` names some.
+    that it does not need what it began with any more. Otherwise they come from `recipe.init`, at this recipe's image
+    size, number of words and trained parts of a trunk. Without `recipe.init` the model is new, and its words are those
+    of `data.tokenizer` or, if that is not set, are learnt from `texts`.
     """
     data = recipe.data
     torch.manual_seed(recipe.seed)
@@ -102,6 +102,6 @@ def start_model(
 
 
 def say(lines: Sequence[str]) -> None:
-    """What a run begins with, on the first rank's screen."""
+    """Shows lines on the first rank's screen."""
     if lines and distributed.rank() == 0:
         print(*lines, sep="\n", file=sys.stderr)

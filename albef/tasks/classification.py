@@ -1,4 +1,4 @@
-"""One image, a text and a class: visual entailment, or any labels of one's own (paper §4.1; spec §3.3)."""
+"""The task of an image, a text and a class: visual entailment, or labels of one's own (paper §4.1; spec §3.3)."""
 
 # B examples, C classes
 
@@ -8,12 +8,14 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
+from albef.batches import LabelBatch
 from albef.data.broken import BrokenCounter
+from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
@@ -23,18 +25,19 @@ from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForClassification, AlbefForPairs
 from albef.objectives.classify import ClassifyObjective
 from albef.recipe import Recipe
+from albef.tasks.begin import Saved
 from albef.tasks.examples import gather_results, in_batches
-from albef.tasks.task import Figures, Saved, Task, compose
+from albef.tasks.task import Figures, M, Task
 from albef.tasks.training_data import Examples, open_both
 
 Judged = dict[str | int, tuple[Example, Tensor]]  # by key, an example and the probabilities of its classes [C]
 
 
-def make(recipe: Recipe, saved: Saved) -> Task[AlbefForClassification]:
-    """Fine-tuning on the statements of `recipe.data.train`, whose labels are `recipe.data.labels`."""
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForClassification, ClassifyObjective, LabelBatch]:
+    """Returns fine-tuning on the statements of `recipe.data.train`, whose labels are `recipe.data.labels`."""
     labels = recipe.data.labels
     data, validation = labelled("classification", recipe, labels)
-    return compose(
+    return Task(
         recipe,
         saved,
         data,
@@ -44,8 +47,11 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForClassification]:
     )
 
 
-def labelled(kind: Kind, recipe: Recipe, labels: Sequence[str]) -> tuple[Examples, ExampleSource | None]:
-    """Training data whose every example has one of `labels`, and validation data in which some have."""
+def labelled(kind: Kind, recipe: Recipe, labels: Sequence[str]) -> tuple[Examples[LabelBatch], ExampleSource | None]:
+    """Opens training data whose every example has one of `labels`, and validation data if the recipe names any.
+
+    Raises ValueError if none of the validation examples has a label.
+    """
     source, validation = open_both(kind, recipe)
     if validation is not None and not any(validation[index].label is not None for index in range(len(validation))):
         raise AlbefValueError(
@@ -53,25 +59,25 @@ def labelled(kind: Kind, recipe: Recipe, labels: Sequence[str]) -> tuple[Example
             "judged afterwards by `albef evaluate --results`"
         )
 
-    def encode_with(processor: Processor) -> Callable[[Sequence[Example]], dict[str, Tensor]]:
-        return partial(statement_tensors, processor, recipe.data.max_tokens, labels)
+    def encode_with(processor: Processor) -> Encode[LabelBatch]:
+        return partial(statement_batch, processor, recipe.data.max_tokens, labels)
 
     return Examples(source, recipe, encode_with, lambda example: label_index(example, labels)), validation
 
 
 def objective_of(model: AlbefForClassification | AlbefForPairs, recipe: Recipe) -> ClassifyObjective:
-    """Cross-entropy, with a teacher where the recipe gives it a share."""
+    """Returns the objective of classes, with a teacher where the recipe gives it a share of the targets."""
     options = recipe.objective
     return ClassifyObjective(model, options.momentum, options.alpha > 0, options.official)
 
 
-class Statements:
-    """What `measure` finds on a source of statements: accuracy, and of pairs of images consistency too."""
+class Statements(Generic[M]):
+    """Measures accuracy on a source of statements by `measure`, and for pairs of images consistency too."""
 
-    def __init__(self, source: ExampleSource, measure: Callable[[Any, Processor, ExampleSource], Figures]) -> None:
+    def __init__(self, source: ExampleSource, measure: Callable[[M, Processor, ExampleSource], Figures]) -> None:
         self.source, self.measure = source, measure
 
-    def evaluate(self, model: AlbefForClassification | AlbefForPairs, processor: Processor) -> Figures:
+    def evaluate(self, model: M, processor: Processor) -> Figures:
         return self.measure(model, processor, self.source)
 
     def score(self, figures: Figures) -> float:
@@ -83,16 +89,21 @@ class Statements:
         return f"accuracy {figures['accuracy']:.2f} %{more}"
 
 
-def statement_tensors(
-    processor: Processor, max_tokens: int, labels: Sequence[str], examples: Sequence[Example]
-) -> dict[str, Tensor]:
-    """Texts as input_ids and attention_mask [B, L], `labels` [B]."""
+def statement_batch(
+    processor: Processor, max_tokens: int, labels: Sequence[str], pixel_values: Tensor, examples: Sequence[Example]
+) -> LabelBatch:
+    """Returns the batch of examples whose pixels are given. Raises ValueError for an example without a label."""
     words = processor.texts([example.text for example in examples], max_tokens)
-    return {**words, "labels": torch.tensor([label_index(example, labels) for example in examples])}
+    return {
+        "pixel_values": pixel_values,
+        "input_ids": words["input_ids"],
+        "attention_mask": words["attention_mask"],
+        "labels": torch.tensor([label_index(example, labels) for example in examples]),
+    }
 
 
 def label_index(example: Example, labels: Sequence[str]) -> int:
-    """The class of an example; capital letters don't matter. ValueError if it has none of `labels`."""
+    """Returns the class of an example; capital letters don't matter. Raises ValueError if it has none of `labels`."""
     known = {label.lower(): index for index, label in enumerate(labels)}
     if example.label is None or example.label.lower() not in known:
         label = "missing" if example.label is None else repr(example.label)
@@ -112,7 +123,7 @@ def predict(
     tick: Callable[[int], None] | None = None,
     counter: BrokenCounter | None = None,
 ) -> Judged:
-    """Every readable example with the probabilities of the classes [C], by key."""
+    """Returns every readable example with the probabilities of its classes [C], by the example's key."""
     found: list[tuple[str | int, tuple[Example, Tensor]]] = []
     for examples, pixels in in_batches(source, processor, batch_size, tick, model.device, counter):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
@@ -129,13 +140,13 @@ def evaluate_statements(
     processor: Processor,
     source: ExampleSource,
     tick: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """`figures` of what the model says of a source."""
+) -> Figures:
+    """Returns the `figures` of what the model says about a source."""
     return figures(predict(model, processor, source, tick=tick), model.labels)
 
 
-def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
-    """`accuracy` in percent over all readable examples whose label is known, each counted once."""
+def figures(found: Judged, labels: Sequence[str]) -> Figures:
+    """Returns `accuracy` in percent over all readable examples whose label is known; each is counted once."""
     chosen, truth = chosen_and_true(found, labels)
     judged = [chosen[key] for key in truth]
     share = {"accuracy": 100 * accuracy(judged, list(truth.values()))} if truth else {}
@@ -143,14 +154,17 @@ def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen_and_true(found: Judged, labels: Sequence[str]) -> tuple[dict[str | int, str], dict[str | int, str]]:
-    """By key, the likeliest label of every example, and the true one of those that have it."""
+    """Returns by key the likeliest label of every example, and the true label of those that have one."""
     chosen = {key: labels[int(row.argmax())] for key, (_, row) in found.items()}
     known = {key: example for key, (example, _) in found.items() if example.label is not None}
     return chosen, {key: labels[label_index(example, labels)] for key, example in known.items()}
 
 
 def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
-    """A JSON list of what was read, with the likeliest `label` and the `probabilities` of all; SNLI-VE has no form."""
+    """Writes a JSON list of what was read, with the likeliest `label` and the `probabilities` of all.
+
+    The form is our own, since SNLI-VE defines none.
+    """
     rows = [
         {
             "id": key,

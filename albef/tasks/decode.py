@@ -1,4 +1,4 @@
-"""Answers from fused questions: a list ranked by likelihood, or an answer written word by word (spec §3.2)."""
+"""Finds answers to fused questions: ranks a list by likelihood, or writes an answer word by word (spec §3.2)."""
 
 # B questions, Lq words of a question, A answers of the list, L of an answer, k candidates, V vocabulary
 
@@ -24,11 +24,12 @@ def rank_answers(
     k: int,
     official: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The k likeliest of a list's answers [B, k], best first, with their probabilities among the k (spec §3.2).
+    """Returns the k likeliest answers of a list [B, k], best first, with their probabilities among the k (spec §3.2).
 
-    `states` [B, Lq, D] and `mask` are the questions', `answer_ids` [A, L] the list's, `[CLS] words [SEP]`. The k are
-    chosen by their first word and ordered by the likelihood of all their words; k is at most A. `official` counts the
-    first word twice, as the original does (BLIP #208).
+    `states` [B, Lq, D] and `mask` [B, Lq] are those of the questions. `answer_ids` and `answer_mask` [A, L] are those
+    of the list, `[CLS] words [SEP]`. The k answers, of which there are at most A, are chosen by their first word and
+    ordered by the likelihood of all their words. `official` counts the first word twice, as the original does
+    (BLIP #208).
     """
     k, decoder = min(k, len(answer_ids)), model.decoder
     keys_values = decoder.keys_values(states)
@@ -47,14 +48,14 @@ def rank_answers(
 
 
 def _rows(candidates: Tensor, most: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Questions and answers of the pairs to score, row by row of the candidates [B, k], at most so many at a time."""
+    """Yields questions and answers of the pairs to score, row by row of the candidates [B, k], `most` at a time."""
     count = candidates.shape[1]
     rows = torch.arange(len(candidates), device=candidates.device).repeat_interleave(count)
     yield from zip(rows.split(most), candidates.flatten().split(most), strict=True)
 
 
 def _likelihoods(model: AlbefForAnswering, ids: Tensor, mask: Tensor, keys_values: KeysValues, seen: Tensor) -> Tensor:
-    """Log-likelihood [rows] of every answer, given its question."""
+    """Returns the log-likelihood [rows] of every answer, given its question."""
     length = int(mask.sum(1).max())
     ids, asked = ids[:, :length], mask[:, 1:length].bool()
     states = model.decoder(ids[:, :-1], keys_values, seen)
@@ -73,11 +74,10 @@ def generate(
     beams: int = 3,
     max_tokens: int = 10,
 ) -> tuple[Tensor, Tensor]:
-    """Answers written word by word, likeliest first: ids [B, beams, n] and log-likelihoods [B, beams].
+    """Writes answers word by word; returns ids [B, beams, n] and log-likelihoods [B, beams], likeliest first.
 
-    An answer ends with `[SEP]`, or is cut after `max_tokens`.
-
-    Beam search, greedy with one beam; keys and values of the words so far are kept, not computed again.
+    Answers end with `[SEP]`, or are cut after `max_tokens`. They are found by beam search, which is greedy with one
+    beam. The keys and values of the words so far are kept and not computed again.
     """
     decoder, batch = model.decoder, len(states)
     rows = torch.arange(batch, device=states.device).repeat_interleave(beams)

@@ -1,10 +1,10 @@
-"""Going through examples to measure a model on them: in batches, each example once over all ranks."""
+"""Goes through examples to measure a model on them: in batches, each example once over all ranks."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
 
+Result = TypeVar("Result")
+
 
 def in_batches(
     source: ExampleSource,
@@ -26,10 +28,11 @@ def in_batches(
     device: torch.device | None = None,
     counter: BrokenCounter | None = None,
 ) -> Iterator[tuple[list[Example], Tensor]]:
-    """This rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`; each example once
-    over all ranks.
+    """Yields this rank's share of the examples with their normalised pixels [n, P, 3, H, W] on `device`. All ranks
+    together go through each example once.
 
-    Unreadable images are left out with a warning, and a `counter` is told. `tick` is told of every example done.
+    Unreadable images are left out with a warning, and `counter` counts them. `tick` is called with the number of
+    examples that were done since the last call.
     """
     own = range(distributed.rank(), len(source), distributed.world_size())
     parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
@@ -42,8 +45,9 @@ def in_batches(
             tick(len(part))
 
 
-def gather_results(own: Sequence[tuple[str | int, Any]]) -> dict[str | int, Any]:
-    """Results of all ranks by the key of their example. ValueError if there are none, or two with one key."""
+def gather_results(own: Sequence[tuple[str | int, Result]]) -> dict[str | int, Result]:
+    """Returns the results of all ranks by the key of their example. Raises ValueError if there are no results, or two
+    with the same key."""
     rows = [row for part in distributed.gather_objects(list(own)) for row in part]
     if not rows:
         raise AlbefValueError("none of the examples could be read; check the paths and image_root")

@@ -1,4 +1,4 @@
-"""Where in the image a text is seen: Grad-CAM, learnt without boxes (paper §4.1, §6.6; spec §3.5, §4.4)."""
+"""The task of finding where in an image a text is seen, by Grad-CAM (paper §4.1, §6.6; spec §3.5, §4.4)."""
 
 # B pairs, L words, S image tokens, H heads
 
@@ -7,13 +7,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from albef import distributed
+from albef.batches import PairBatch
 from albef.data.broken import BrokenCounter
 from albef.data.examples import Box, Example, ExampleSource
 from albef.data.processor import Processor
@@ -21,18 +22,20 @@ from albef.data.records import Record
 from albef.errors import AlbefValueError
 from albef.metrics import boxes
 from albef.models.albef import AlbefModel
+from albef.objectives.retrieval import RetrievalObjective
 from albef.recipe import Recipe
+from albef.tasks.begin import Saved
 from albef.tasks.examples import gather_results, in_batches
 from albef.tasks.retrieval import learning_to_match
-from albef.tasks.task import Saved, Task
+from albef.tasks.task import Figures, Task
 from albef.tasks.training_data import Pairs, open_both
 
 Mode = Literal["itm", "itc"]
 MODES: tuple[Mode, ...] = ("itm", "itc")
 
 
-def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
-    """Retrieval fine-tuning on phrases: an image and what somebody said of a thing in it, never where that is."""
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel, RetrievalObjective, PairBatch]:
+    """Returns retrieval fine-tuning on phrases. It learns from what was said of a thing in an image, not from a box."""
     source, validation = open_both("phrases", recipe)
     if validation is not None:
         checked_boxes(validation[0])
@@ -41,25 +44,25 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
 
 
 class Boxes:
-    """How well heat maps by ITM and by ITC find what the phrases of a source mean."""
+    """Measures how well heat maps by ITM and by ITC find what the phrases of a source mean."""
 
     def __init__(self, source: ExampleSource) -> None:
         self.source = source
 
-    def evaluate(self, model: AlbefModel, processor: Processor) -> dict[str, Any]:
+    def evaluate(self, model: AlbefModel, processor: Processor) -> Figures:
         return {mode: evaluate_phrases(model, processor, self.source, mode) for mode in MODES}
 
-    def score(self, figures: dict[str, Any]) -> float:
-        """Boxes chosen rightly, or, where there are none to choose from, the pointing game."""
+    def score(self, figures: Figures) -> float:
+        """Returns `boxes` or, where there are none to choose among, `pointing`; both in percent."""
         return figures["itm"].get("boxes", figures["itm"]["pointing"])
 
-    def headline(self, figures: dict[str, Any]) -> str:
+    def headline(self, figures: Figures) -> str:
         rows = (f"{mode} {', '.join(_shown(own))}" for mode, own in figures.items())
         return f"grounding, %: {'; '.join(rows)}"
 
 
 class Phrases:
-    """Examples with phrases as pairs to learn from; phrases of one image are not each other's negatives."""
+    """Gives examples with phrases as pairs to learn from. Phrases of one image are not each other's negatives."""
 
     def __init__(self, examples: ExampleSource) -> None:
         self.examples = examples
@@ -80,12 +83,13 @@ class Phrases:
 def word_maps(
     model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int | None = None
 ) -> Tensor:
-    """Heat map of every word over the patch grid, [B, L, rows, columns], not negative, 0 at padding.
+    """Returns a heat map of every word over the patch grid, [B, L, rows, columns], not negative and 0 at padding.
 
-    Attention probabilities of fusion layer `layer` times their clamped gradient towards the ITM logit "matched", mean
-    over heads; by default the third layer, as in the original, or the last but one of fewer. In the last layer only
-    `[CLS]` reaches the logit, so all other words' maps are 0 there. The mean over L is the official grounding script's
-    map of the whole text. Put the model in evaluation mode first. ValueError for a layer that doesn't exist.
+    The map is the attention probabilities of fusion layer `layer` times their clamped gradient towards the ITM logit
+    "matched", as the mean over heads. By default it is the third layer, as in the original, or the last but one of
+    fewer. In the last layer only `[CLS]` reaches the logit, so all other words' maps are 0 there. The mean over L is
+    the official grounding script's map of the whole text. Put the model in evaluation mode first. Raises ValueError for
+    a layer that doesn't exist.
     """
     layers = model.config.fusion_layers
     layer = _layer(layer, min(2, max(layers - 2, 0)), layers, "fusion")
@@ -105,10 +109,11 @@ def word_maps(
 def similarity_maps(
     model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int | None = None
 ) -> Tensor:
-    """Heat map of the text by ITC over the patch grid, [B, rows, columns], not negative.
+    """Returns a heat map of each text by ITC over the patch grid, [B, rows, columns], not negative.
 
-    What the class token attends to in image layer `layer`, times the clamped gradient towards cosine / temperature,
-    mean over heads; by default the last layer (the paper's). Evaluation mode and errors as `word_maps`.
+    The map is the class token's attention in image layer `layer` times its clamped gradient towards cosine /
+    temperature, as the mean over heads. By default it is the last layer, as in the paper. Evaluation mode and errors
+    are those of `word_maps`.
     """
     layer = _layer(layer, model.config.vision_layers - 1, model.config.vision_layers, "image")
     with torch.no_grad():
@@ -130,9 +135,9 @@ def text_maps(
     mode: Mode = "itm",
     layer: int | None = None,
 ) -> Tensor:
-    """Heat map of every whole text, [B, rows, columns]: `word_maps` averaged over the words, or `similarity_maps`.
+    """Returns a heat map of every whole text, [B, rows, columns]: the mean of `word_maps`, or `similarity_maps`.
 
-    The mean is over the padded length, as in the original: a factor that changes no order.
+    The mean is over the padded length, as in the original, which is a factor that changes no order.
     """
     if mode == "itc":
         return similarity_maps(model, pixel_values, input_ids, attention_mask, layer)
@@ -147,20 +152,21 @@ def evaluate_phrases(
     layer: int | None = None,
     tick: Callable[[int], None] | None = None,
     counter: BrokenCounter | None = None,
-) -> dict[str, Any]:
-    """Percent of the phrases that are found, each phrase counted once.
+) -> Figures:
+    """Returns how many of the `phrases` are found, in percent; each phrase is counted once.
 
-    `pointing`: the map's highest patch has its middle in a right box. `free`: the box around the peak overlaps a right
-    one by the official IoU >= 0.5. Where there are boxes to choose among, `boxes`: the chosen one does, and
-    `boxes_SPLIT` by split; `with_candidates` counts the phrases that have any, unless all do. `without_peak` counts
-    maps without a positive value, for which the largest box is taken. Phrases whose right boxes show nothing of their
-    image are wrong; a warning counts them.
+    `pointing` is the share whose map has the middle of its highest patch in a right box. `free` is the share whose box
+    around the peak overlaps a right one by the official IoU >= 0.5. Where there are boxes to choose among, `boxes` is
+    the share whose chosen box overlaps so, and `boxes_SPLIT` that of a split; `with_candidates` counts the phrases that
+    have boxes to choose among, unless all do. `without_peak` counts maps without a positive value, for which the
+    largest box is taken. Phrases whose right boxes show nothing of their image count as wrong, and a warning gives
+    their number.
     """
     maps = enumerate(_maps(model, processor, source, mode, layer, tick, counter))
     judged = [(f"{distributed.rank()}/{number}", judge(grid, example)) for number, (example, grid) in maps]
     rows = list(gather_results(judged).values())
     _warn_of_the_invisible(rows)
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "phrases": len(rows),
         "pointing": 100 * float(np.mean([row["pointing"] for row in rows])),
         "free": 100 * boxes.accuracy([row["free"] for row in rows]),
@@ -176,7 +182,7 @@ def evaluate_phrases(
     return figures
 
 
-def _warn_of_the_invisible(rows: Sequence[dict[str, Any]]) -> None:
+def _warn_of_the_invisible(rows: Sequence[Figures]) -> None:
     invisible = [row["invisible"] for row in rows if row["invisible"]]
     if invisible and distributed.rank() == 0:
         warnings.warn(
@@ -195,7 +201,7 @@ def _maps(
     tick: Callable[[int], None] | None,
     counter: BrokenCounter | None,
 ) -> Iterator[tuple[Example, Tensor]]:
-    """Every readable example with its map over the patch grid, [rows, columns]."""
+    """Yields every readable example with its map over the patch grid, [rows, columns]."""
     for examples, pixels in in_batches(source, processor, 32, tick, model.device, counter):
         words = processor.texts([example.text for example in examples], model.config.max_positions)
         ids, mask = (words[name].to(model.device) for name in ("input_ids", "attention_mask"))
@@ -203,14 +209,14 @@ def _maps(
         yield from zip(examples, maps.cpu(), strict=True)
 
 
-def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
-    """How a map over the patches [rows, columns] finds what a phrase means.
+def judge(grid: Tensor | np.ndarray, example: Example) -> Figures:
+    """Judges how a map over the patches [rows, columns] finds what a phrase means.
 
-    pointing        whether the middle of its highest patch lies in a right box
-    free, boxes     official IoU of the box around the peak, and, if there are candidates, of the best one, with the
-                    nearest right box
-    without_peak    whether it has no positive value
-    split           the phrase's
+    pointing        whether the middle of the map's highest patch lies in a right box
+    free, boxes     official IoU with the nearest right box: of the box around the peak, and of the best candidate if
+                    there are candidates
+    without_peak    whether the map has no positive value
+    split           that of the phrase
     invisible       names the phrase if no right box shows anything of the image, else empty
     """
     truths = checked_boxes(example)
@@ -222,7 +228,7 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
 
     height, width = example.size
     seen = any(boxes.iou((0, 0, width, height), truth) > 0 for truth in truths)
-    judged = {
+    judged: Figures = {
         "pointing": any(boxes.contains(truth, at) for truth in truths) and bool(heat.max() > 0),
         "free": overlap(boxes.box_of_map(heat)),
         "split": example.split,
@@ -235,7 +241,7 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> dict[str, Any]:
 
 
 def checked_boxes(example: Example) -> tuple[Box, ...]:
-    """The right boxes. ValueError for a phrase without one."""
+    """Returns the right boxes of a phrase. Raises ValueError for a phrase without one."""
     if not example.boxes:
         raise AlbefValueError(
             f"{example.name}: the phrase {example.text!r} has no box to compare with; add its `box`. The official "
@@ -245,7 +251,8 @@ def checked_boxes(example: Example) -> tuple[Box, ...]:
 
 
 def best_box(heat: np.ndarray, candidates: Sequence[Box]) -> tuple[Box, bool]:
-    """The box that a map [height, width] points at, and whether it does: without a positive score, the largest box."""
+    """Returns the box that a map [height, width] points at and True, or the largest box and False if the map has no
+    positive score in any."""
     chosen = boxes.choose_box(heat, candidates)
     if chosen is None:
         return max(candidates, key=lambda box: box[2] * box[3]), False
@@ -261,5 +268,5 @@ def _layer(layer: int | None, default: int, layers: int, name: str) -> int:
     return layer
 
 
-def _shown(figures: dict[str, Any]) -> Iterator[str]:
+def _shown(figures: Figures) -> Iterator[str]:
     return (f"{name} {figures[name]:.1f}" for name in ("pointing", "boxes", "free") if name in figures)

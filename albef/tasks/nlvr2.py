@@ -1,29 +1,30 @@
-"""Two images and a statement, true or false (paper §4.1, NLVR2; spec §3.4)."""
+"""The task of two images and a statement about them, true or false (paper §4.1, NLVR2; spec §3.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from albef.batches import LabelBatch
 from albef.data.examples import ExampleSource
 from albef.data.processor import Processor
 from albef.files import write_atomically
 from albef.metrics.nlvr2 import nlvr2_accuracy, nlvr2_consistency
 from albef.metrics.pairing import counts
 from albef.models.classifier import AlbefForPairs
+from albef.objectives.classify import ClassifyObjective
 from albef.recipe import Recipe
-from albef.tasks.begin import SavedTeacher, restore_teacher
+from albef.tasks.begin import Saved, SavedTeacher, restore_teacher
 from albef.tasks.classification import Judged, Statements, chosen_and_true, labelled, objective_of, predict
-from albef.tasks.task import Saved, Task, compose
+from albef.tasks.task import Figures, Task
 
 LABELS = ("False", "True")
 
 
-def make(recipe: Recipe, saved: Saved) -> Task[AlbefForPairs]:
-    """Fine-tuning on pairs of images."""
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForPairs, ClassifyObjective, LabelBatch]:
+    """Returns fine-tuning on the pairs of images of `recipe.data.train`."""
     data, validation = labelled("pairs", recipe, LABELS)
-    return compose(
+    return Task(
         recipe,
         saved,
         data,
@@ -34,7 +35,7 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForPairs]:
     )
 
 
-def unstarted_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
+def unstarted_teacher(objective: ClassifyObjective, saved: SavedTeacher) -> list[str]:
     """Leaves the teacher as it was before the start was loaded, as the original does (#67)."""
     if objective.teacher is None:
         return restore_teacher(objective, saved)
@@ -46,15 +47,15 @@ def unstarted_teacher(objective: Any, saved: SavedTeacher) -> list[str]:
 
 def evaluate_pairs(
     model: AlbefForPairs, processor: Processor, source: ExampleSource, tick: Callable[[int], None] | None = None
-) -> dict[str, Any]:
-    """`figures` of what the model says of a source."""
+) -> Figures:
+    """Returns the `figures` of what the model says about a source."""
     return figures(predict(model, processor, source, tick=tick), model.labels)
 
 
-def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
-    """`accuracy` over the examples whose label is known, and the official `consistency`, in percent (spec §4.3).
+def figures(found: Judged, labels: Sequence[str]) -> Figures:
+    """Returns `accuracy` over the examples whose label is known and the official `consistency`, in percent (spec §4.3).
 
-    Consistency is left out unless all labels are known and all examples named as NLVR2's.
+    Consistency is left out unless all labels are known and all examples are named as NLVR2's are.
     """
     chosen, truth = chosen_and_true(found, labels)
     shares = {"accuracy": 100 * nlvr2_accuracy({key: chosen[key] for key in truth}, truth)} if truth else {}
@@ -64,6 +65,6 @@ def figures(found: Judged, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def write_results(path: Path, found: Judged, labels: Sequence[str]) -> None:
-    """What NLVR2's official script reads: a line `identifier,label` for each pair."""
+    """Writes what NLVR2's official script reads: a line `identifier,label` for each pair."""
     chosen, _ = chosen_and_true(found, labels)
     write_atomically(path, "".join(f"{key},{label}\n" for key, label in chosen.items()))

@@ -1,15 +1,14 @@
-"""Pre-training as a task: pairs in, zero-shot retrieval as the measure (paper §3.2)."""
+"""The task of pre-training, which learns from pairs and is measured by zero-shot retrieval (paper §3.2)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from albef.batches import Inputs, PairBatch
+from albef.batches import PairBatch
 from albef.data.processor import Processor
 from albef.data.sources import Source
 from albef.models.albef import AlbefModel
@@ -19,12 +18,13 @@ from albef.models.layout import PackedText
 from albef.objectives.pretrain import PretrainObjective
 from albef.recipe import Recipe
 from albef.tasks import ranking
-from albef.tasks.task import Figures, Saved, Task, compose
+from albef.tasks.begin import Saved
+from albef.tasks.task import Figures, Task
 from albef.tasks.training_data import Pairs, open_pairs
 
 
-def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
-    """Image-text pre-training on the pairs of `recipe.data.train`."""
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel, PretrainObjective, PairBatch]:
+    """Returns image-text pre-training on the pairs of `recipe.data.train`."""
     source, validation = open_pairs(recipe)
     options = recipe.objective
 
@@ -33,22 +33,24 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefModel]:
         model.temp.data.fill_(options.temp)
         return model
 
-    task = compose(
+    return Task(
         recipe,
         saved,
         Pairs(source, recipe),
         build_model,
         partial(build_objective, recipe),
         search_of(validation, recipe),
-        call=call_in_two_phases,
+        call=lambda objective, batch, now: objective(batch, now.alpha, now.fuse, now.hardness),
+        on_host=words_and_masks_on_host,
+        flops=lambda config, lengths, fuse: pretraining_flops(
+            config, lengths, options.mlm_probability, options.itm_negatives, fuse
+        ),
         find_unused_parameters=options.align_first > 0 or not options.itc,
     )
-    task.on_host = partial(words_and_masks_on_host, cast(PretrainObjective, task.objective))
-    task.flops = partial(_flops, task.model.config, recipe)
-    return task
 
 
 def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> PretrainObjective:
+    """Returns the objective of pre-training with a recipe's options."""
     options = recipe.objective
     return PretrainObjective(
         model,
@@ -66,35 +68,23 @@ def build_objective(recipe: Recipe, model: AlbefModel, processor: Processor) -> 
     )
 
 
-def words_on_host(batch: PairBatch) -> dict[str, Any]:
-    """How the texts of a batch lie, told from their mask before it goes to the device."""
-    return {"words": PackedText.of(batch["attention_mask"])}
+def words_on_host(_: nn.Module, batch: PairBatch) -> PairBatch:
+    """Adds how the texts of a batch lie, found from their mask before it goes to the device."""
+    return {**batch, "words": PackedText.of(batch["attention_mask"])}
 
 
-def words_and_masks_on_host(objective: PretrainObjective, batch: PairBatch) -> dict[str, Any]:
-    """The words to be filled in as well."""
-    return words_on_host(batch) | {"masked": objective.mask(batch, torch.device("cpu"))}
-
-
-def call_in_two_phases(
-    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
-) -> dict[str, Tensor]:
-    """Pre-training may align first and fuse later."""
-    return objective(batch, alpha, fuse, hardness)
-
-
-def _flops(config: AlbefConfig, recipe: Recipe, lengths: Tensor, fused: bool) -> float:
-    options = recipe.objective
-    return pretraining_flops(config, lengths.tolist(), options.mlm_probability, options.itm_negatives, fused)
+def words_and_masks_on_host(objective: PretrainObjective, batch: PairBatch) -> PairBatch:
+    """Adds the words that are to be filled in as well."""
+    return {**words_on_host(objective, batch), "masked": objective.mask(batch, torch.device("cpu"))}
 
 
 def search_of(source: Source | None, recipe: Recipe) -> Search | None:
-    """The protocol of retrieval on validation data, if there are any."""
+    """Returns the protocol of retrieval on validation data, or None without such data."""
     return None if source is None else Search(source, recipe.k_test, recipe.data.validation_captions)
 
 
 class Search:
-    """Recalls of two-stage retrieval on a source: by ITC, by ITM and by their sum."""
+    """Measures recalls of two-stage retrieval on a source, in percent: by ITC, by ITM and by their sum."""
 
     def __init__(self, source: Source, k: int, captions: int | None) -> None:
         self.source, self.k, self.captions = source, k, captions
@@ -104,7 +94,7 @@ class Search:
         return {**ranking.two_stage_recalls(model, gallery, self.k)}
 
     def score(self, figures: Figures) -> float:
-        """Mean recall, re-ranked."""
+        """Returns the mean recall after re-ranking, in percent."""
         return figures["itm"]["r_mean"]
 
     def headline(self, figures: Figures) -> str:

@@ -1,6 +1,6 @@
-"""A task of a run, put together of four parts: data, model, objective, and the protocol that it is measured by.
+"""A run's task is composed of four parts: data, model, objective, and the protocol that it is measured by.
 
-Each task is one file beside this one, with a function `make(recipe, saved)` that chooses the parts and calls `compose`.
+Each task is one file beside this one, with a function `make(recipe, saved)` that chooses the parts of its `Task`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from albef import distributed
-from albef.batches import Inputs, moved
+from albef.batches import Batch, Inputs, moved
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.augment_batch import BatchAugment
 from albef.data.broken import Broken, BrokenCounter
 from albef.data.fingerprint import fingerprint
-from albef.data.loader import Pair, StepBatches, make_loader
+from albef.data.loader import Pair, StepBatches
 from albef.data.processor import Processor
+from albef.data.records import ExampleSource, Source
 from albef.engine.optim import ramp
 from albef.files import ANSWERS
 from albef.models.backbone import Backbone
@@ -33,81 +33,105 @@ from albef.recipe import Recipe
 from albef.tasks.answers import write_answers
 from albef.tasks.begin import Saved, SavedTeacher, restore_teacher, say, start_model
 
-Figures = dict[str, Any]
-Collate = Callable[[Any], Any]
+Figures = dict[str, Any]  # as JSON has them
 M = TypeVar("M", bound=Backbone)
+Objective = TypeVar("Objective", bound=nn.Module)
+Given = TypeVar("Given", bound=Inputs, covariant=True)
 Measured = TypeVar("Measured", bound=Backbone, contravariant=True)
 
 
-class InMemory(Protocol):
+class InMemory(Protocol[Given]):
     """Training data whose images were decoded once."""
 
     broken: Broken
 
     def __len__(self) -> int: ...
 
-    def batch(self, pairs: Sequence[Pair]) -> Any: ...
+    def batch(self, pairs: Sequence[Pair]) -> Given: ...
 
 
-class TrainingData(Protocol):
+class TrainingData(Protocol[Given]):
     """What a run learns from."""
 
-    source: Any
-    """The records or examples themselves."""
+    @property
+    def source(self) -> Source | ExampleSource: ...
 
     def __len__(self) -> int: ...
 
     def texts(self) -> Iterator[str]:
-        """All texts, to learn a vocabulary from."""
+        """Yields all texts, to learn a vocabulary from."""
 
-    def in_memory(self, processor: Processor) -> InMemory:
-        """The data with all images decoded: for small ones that are augmented a batch at a time."""
+    def in_memory(self, processor: Processor) -> InMemory[Given]:
+        """Returns the data with all images decoded: for small data that are augmented a batch at a time."""
 
-    def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[Dataset[Any], Collate]:
-        """The data as a data set that is read sample by sample, and what makes batches of its samples."""
+    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[Given]:
+        """Yields the batches of `order`, whose images are read and transformed one by one."""
 
 
 class EvaluationProtocol(Protocol[Measured]):
-    """What a model is measured by, on the validation data that the protocol holds."""
+    """Measures a model on the validation data that it holds; its methods do what `engine.train.Task` asks for."""
 
-    def evaluate(self, model: Measured, processor: Processor) -> Figures:
-        """The task's figures."""
+    def evaluate(self, model: Measured, processor: Processor) -> Figures: ...
 
-    def score(self, figures: Figures) -> float:
-        """What the best model is chosen by; higher is better."""
+    def score(self, figures: Figures) -> float: ...
 
-    def headline(self, figures: Figures) -> str:
-        """The main figures in one line."""
+    def headline(self, figures: Figures) -> str: ...
 
 
-def call_with_alpha(
-    objective: nn.Module, batch: Inputs, alpha: float, fuse: bool, hardness: float
-) -> dict[str, Tensor]:
-    """How most objectives are called: they have no phase without fusion, and draw no negatives."""
-    return objective(batch, alpha)
+class Now(NamedTuple):
+    """What a step is told of the state of the run."""
+
+    alpha: float  # the teacher's share of the targets, in [0, 1]
+    fuse: bool  # whether the step fuses, or aligns only
+    hardness: float  # of ITM's negatives: from 0, drawn nearly evenly, to 1, drawn at the model's own temperature
+
+
+def call_with_alpha(objective: nn.Module, batch: Inputs, now: Now) -> dict[str, Tensor]:
+    """Calls an objective that has no phase without fusion and draws no negatives, as most do."""
+    return objective(batch, now.alpha)
 
 
 @dataclass
-class Task(Generic[M]):
-    """A task as the loop sees it (`engine.train.Task`); made by `compose`."""
+class Task(Generic[M, Objective, Batch]):
+    """The task of a run that begins, or of one that goes on from what its `state_dict` returned before: `saved`.
+
+    `build_model` makes the model of a configuration. `build_objective` makes the objective of the model and its
+    processor; the objective's teacher is a copy of the model. `restore` gives the objective what was saved of a teacher
+    beside the model that the run starts from, and returns a report in words. `engine.train.Task` says what the methods
+    do.
+    """
 
     recipe: Recipe
-    data: TrainingData
-    model: M
-    processor: Processor
-    objective: nn.Module
+    saved: InitVar[Saved]
+    data: TrainingData[Batch]
+    build_model: InitVar[Callable[[AlbefConfig], M]]
+    build_objective: InitVar[Callable[[M, Processor], Objective]]
     protocol: EvaluationProtocol[M] | None
-    call: Callable[[nn.Module, Inputs, float, bool, float], dict[str, Tensor]] = call_with_alpha
-    """How the objective is called with a batch, alpha, whether to fuse in this step, and how hard negatives are."""
-    on_host: Callable[[Any], dict[str, Any]] | None = None
-    """What is added to a batch while it still lies on the host: whatever would make the device wait."""
-    flops: Callable[[Tensor, bool], float] | None = None
-    """Operations of a step per pair, from the lengths of its texts and whether it fused."""
+    restore: InitVar[Callable[[Objective, SavedTeacher], list[str]]] = restore_teacher
+    call: Callable[[nn.Module, Batch, Now], dict[str, Tensor]] = call_with_alpha
+    """Calls the objective with a batch; returns the losses by name."""
+    on_host: Callable[[Objective, Batch], Batch] | None = None
+    """Adds to a batch, while it still lies on the host, whatever would make the device wait."""
+    flops: Callable[[AlbefConfig, list[int], bool], float] | None = None
+    """Counts the operations of a step per pair, from the lengths of its texts and whether it fused."""
     answers: Sequence[str] = ()
-    """The list that a model of questions ranks, saved with it."""
+    """The list that a model of questions ranks. It is saved with the model."""
     find_unused_parameters: bool = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(
+        self,
+        saved: Saved,
+        build_model: Callable[[AlbefConfig], M],
+        build_objective: Callable[[M, Processor], Objective],
+        restore: Callable[[Objective, SavedTeacher], list[str]],
+    ) -> None:
+        self.model, self.processor, teacher = start_model(build_model, self.recipe, saved, self.data.texts)
+        self.model.gradient_checkpointing(self.recipe.gradient_checkpointing)
+        self.objective = build_objective(self.model, self.processor)
+        if teacher is not None:
+            say(restore(self.objective, teacher))
+        if self.recipe.compile:
+            compile_blocks(self.objective)
         data = self.recipe.data
         self.cached = self._decoded() if data.augment == "affine" else None
         self.pairs = len(self.data if self.cached is None else self.cached)
@@ -115,7 +139,7 @@ class Task(Generic[M]):
         self.lengths: Tensor | None = None  # of the last step's texts, on the host
         self.fused = True
 
-    def _decoded(self) -> InMemory:
+    def _decoded(self) -> InMemory[Batch]:
         cached = self.data.in_memory(self.processor)
         counter = BrokenCounter(self.recipe.data.broken_limit)
         counter.add(cached.broken, len(cached))
@@ -124,8 +148,7 @@ class Task(Generic[M]):
             warnings.warn(counter.report(), stacklevel=2)
         return cached
 
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches of this rank from step `start_step` on, without end."""
+    def batches(self, start_step: int) -> Iterator[Batch]:
         recipe, data = self.recipe, self.recipe.data
         rank, world = distributed.rank(), distributed.world_size()
         order = StepBatches(self.pairs, recipe.batch_size, sys.maxsize, recipe.seed, start_step, rank, world)
@@ -133,46 +156,42 @@ class Task(Generic[M]):
             return map(self.cached.batch, order)
         augment = RandAugment(official=recipe.objective.official)
         transform = TrainTransform(self.processor.image_size, data.crop_scale, data.flip, augment)
-        dataset, collate = self.data.dataset(self.processor, transform)
-        return iter(make_loader(dataset, order, collate, data.workers))
+        return self.data.batches(self.processor, transform, order)
 
-    def prepare(self, batch: Inputs, device: torch.device) -> Inputs:
-        """Takes a batch to the device, augments images that were kept in memory (each of a pair by itself), and
-        normalises them."""
+    def prepare(self, batch: Batch, device: torch.device) -> Batch:
+        """Also augments images that were kept in memory, each of a pair by itself, and normalises all."""
         self.lengths = batch["attention_mask"].sum(1)
-        more = self.on_host(batch) if self.on_host else {}
-        batch = moved(cast(Inputs, {**batch, **more}), device)
+        batch = moved(self.on_host(self.objective, batch) if self.on_host else batch, device)
         pixels = batch["pixel_values"]
         flat = pixels.flatten(0, -4)
         flat = flat if self.cached is None else self.augment(flat)
         batch["pixel_values"] = self.processor.normalise(flat).unflatten(0, pixels.shape[:-3])
         return batch
 
-    def losses(self, objective: nn.Module, batch: Inputs, step: int, progress: float) -> dict[str, Tensor]:
-        """The step's losses by name; `progress` is the share of the run that is done."""
+    def losses(self, objective: nn.Module, batch: Batch, step: int, progress: float) -> dict[str, Tensor]:
         self.fused = progress >= self.recipe.objective.align_first
         batch["pixel_values"] = self.model.frozen_features(batch["pixel_values"])  # once for student and teacher
-        return self.call(objective, batch, self.alpha(step), self.fused, self.hardness(progress))
+        return self.call(objective, batch, Now(self.alpha(step), self.fused, self.hardness(progress)))
 
     def flops_per_pair(self) -> float:
-        """Floating-point operations of the last step per pair; 0 where they are not counted."""
-        return 0.0 if self.flops is None or self.lengths is None else self.flops(self.lengths, self.fused)
+        if self.flops is None or self.lengths is None:
+            return 0.0
+        return self.flops(self.model.config, self.lengths.tolist(), self.fused)
 
     def alpha(self, step: int) -> float:
-        """The teacher's share of the targets at this step."""
+        """Returns the teacher's share of the targets at this step, in [0, 1]."""
         options = self.recipe.objective
         steps = options.alpha_ramp_steps
         return ramp(options.alpha, step, self.pairs // self.recipe.batch_size if steps is None else steps)
 
     def hardness(self, progress: float) -> float:
-        """Of ITM's negatives: from 0, drawn nearly evenly, to 1, at the model's own temperature."""
+        """Returns how hard ITM's negatives are when that share of the run is done, in [0, 1]."""
         options = self.recipe.objective
         first = options.align_first
         return ramp(1.0, max(0.0, progress - first), options.harden * (1 - first))
 
     @torch.no_grad()
     def evaluate(self) -> Figures:
-        """The task's figures on the validation data; none without such data."""
         return self.protocol.evaluate(self.model, self.processor) if self.protocol else {}
 
     def headline(self, figures: Figures) -> str:
@@ -182,30 +201,25 @@ class Task(Generic[M]):
         return self.protocol.score(figures) if self.protocol else 0.0
 
     def save_model(self, folder: Path) -> None:
-        """Writes the model with its processor, and its list of answers if it has one."""
+        """Writes the processor and, if there is one, the list of answers beside the model."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         if self.answers:
             write_answers(folder / ANSWERS, self.answers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Sizes and words, which a run that goes on takes from here and not from its sources; plain values."""
+        """Returns the model's `config`, the processor's `files` and the list of `answers`."""
         model = self.model
         config = {**model.config.to_dict(), "architecture": type(model).__name__, **model.options()}
-        return {"config": plain(config), "files": self.processor.files(), "answers": list(self.answers)}
+        config = json.loads(json.dumps(config))  # lists for tuples
+        return {"config": config, "files": self.processor.files(), "answers": list(self.answers)}
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells changed training data from the same."""
+    def fingerprint(self) -> dict[str, str]:
         return fingerprint(self.data.source)
 
 
-def plain(values: Figures) -> Figures:
-    """As JSON has them: lists for tuples."""
-    return json.loads(json.dumps(values))
-
-
-def compile_blocks(objective: Any) -> None:
-    """Compiles the transformer blocks of student and teacher; lengths and modes are kinds of their own."""
+def compile_blocks(objective: nn.Module) -> None:
+    """Compiles the transformer blocks of student and teacher; each length and each mode is compiled by itself."""
     from albef.models.layers import CrossAttention, FeedForward, SelfAttention
     from albef.models.vit import Block
 
@@ -213,29 +227,3 @@ def compile_blocks(objective: Any) -> None:
     for module in objective.modules():
         if isinstance(module, (SelfAttention, CrossAttention, FeedForward, Block)):
             module.compile()
-
-
-def compose(
-    recipe: Recipe,
-    saved: Saved,
-    data: TrainingData,
-    build_model: Callable[[AlbefConfig], M],
-    build_objective: Callable[[M, Processor], nn.Module],
-    protocol: EvaluationProtocol[M] | None,
-    restore: Callable[[Any, SavedTeacher], list[str]] = restore_teacher,
-    **options: Any,
-) -> Task[M]:
-    """The task of a run that begins, or that goes on from what it `saved`.
-
-    `build_model` makes the model of a configuration, `build_objective` the objective of a model and its processor; its
-    teacher is a copy of the model. `restore` gives the objective what was saved of a teacher with its start. `options`
-    are further fields of `Task`.
-    """
-    model, processor, teacher = start_model(build_model, recipe, saved, data.texts)
-    model.gradient_checkpointing(recipe.gradient_checkpointing)
-    objective = build_objective(model, processor)
-    if teacher is not None:
-        say(restore(objective, teacher))
-    if recipe.compile:
-        compile_blocks(objective)
-    return Task(recipe, data, model, processor, objective, protocol, **options)

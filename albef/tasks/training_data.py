@@ -1,24 +1,27 @@
-"""What tasks learn from: images with captions, or examples with one or two images, a text and a truth."""
+"""The data that tasks learn from: images with captions, or examples with one or two images, a text and a truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
+from albef.batches import Batch, PairBatch
 from albef.data.augment import TrainTransform
 from albef.data.broken import BrokenImage
 from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
-from albef.data.loader import CachedSet, Collate, TrainingSet, read_sample
+from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, make_loader, read_sample
 from albef.data.processor import Processor
 from albef.data.sources import Source, captions_of, open_sources
 from albef.errors import AlbefValueError
 from albef.recipe import Recipe
 
+Opened = TypeVar("Opened", Source, ExampleSource)
 MOST_TEXTS = 200_000  # records whose captions are enough to learn a vocabulary from
 
 
 class Pairs:
-    """Images with captions, as pre-training and retrieval learn from them."""
+    """Gives images with captions, as pre-training and retrieval learn from them."""
 
     def __init__(self, source: Source, recipe: Recipe) -> None:
         self.source, self.recipe = source, recipe
@@ -27,7 +30,7 @@ class Pairs:
         return len(self.source)
 
     def texts(self) -> Iterator[str]:
-        """The captions of all records, or of evenly spaced ones where there are very many."""
+        """Yields the captions of all records, or of evenly spaced ones where there are over 200,000."""
         step = max(1, len(self.source) // MOST_TEXTS)
         return captions_of(self.source, range(0, len(self.source), step))
 
@@ -35,23 +38,25 @@ class Pairs:
         data, size = self.recipe.data, self.recipe.data.cache_size
         return CachedSet(self.source, processor, (size, size), data.max_tokens, self.recipe.seed)
 
-    def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[TrainingSet, Collate]:
+    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[PairBatch]:
         training = TrainingSet(self.source, processor, transform, self.recipe.seed)
-        return training, Collate(processor, self.recipe.data.max_tokens)
+        collate = Collate(processor, self.recipe.data.max_tokens)
+        return iter(make_loader(training, order, collate, self.recipe.data.workers))
 
 
-class Examples:
-    """Examples of one kind; `encode_with(processor)` gives the function that turns their texts and truths into tensors.
+class Examples(Generic[Batch]):
+    """Gives examples of one kind; `encode_with(processor)` returns the function that makes a batch of their pixels,
+    texts and truths.
 
     That function is sent to the loader's workers, so it should hold no model. `check` raises ValueError for an example
-    that cannot be learnt from: it ends the run before it begins.
+    that cannot be learnt from, which ends the run before its first step.
     """
 
     def __init__(
         self,
         source: ExampleSource,
         recipe: Recipe,
-        encode_with: Callable[[Processor], Encode],
+        encode_with: Callable[[Processor], Encode[Batch]],
         check: Callable[[Example], object],
     ) -> None:
         self.source, self.recipe, self.encode_with, self.check = source, recipe, encode_with, check
@@ -64,48 +69,42 @@ class Examples:
             example = self.source[index]
             yield from (example.text, *example.answers)
 
-    def in_memory(self, processor: Processor) -> CachedExamples:
+    def in_memory(self, processor: Processor) -> CachedExamples[Batch]:
         size = self.recipe.data.cache_size
         cached = CachedExamples(self.source, processor, (size, size), self.encode_with(processor))
         for example in cached.examples:
             self.check(example)
         return cached
 
-    def dataset(self, processor: Processor, transform: TrainTransform) -> tuple[ExampleSet, ExampleCollate]:
+    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[Batch]:
         for index in range(len(self.source)):
             self.check(self.source[index])
-        dataset = ExampleSet(self.source, processor, transform, self.recipe.seed)
-        return dataset, ExampleCollate(self.encode_with(processor))
+        training = ExampleSet(self.source, processor, transform, self.recipe.seed)
+        collate = ExampleCollate(self.encode_with(processor))
+        return iter(make_loader(training, order, collate, self.recipe.data.workers))
 
 
 def open_pairs(recipe: Recipe) -> tuple[Source, Source | None]:
-    """The training source and, if there is one, that of validation, whose first image was read: a wrong path fails now
-    and not in hours."""
-    data = recipe.data
-    training = open_sources(data.train, data.image_root)
-    validation = open_sources(data.validation, data.image_root) if data.validation else None
-    if validation is not None:
-        probe(recipe, lambda: read_sample(validation, 0))
-    return training, validation
+    """Opens the training source and, if there is one, that of validation. Raises ValueError if the first image of
+    validation cannot be read: a wrong path fails now and not in hours."""
+    return _open(recipe, lambda paths: open_sources(paths, recipe.data.image_root), read_sample)
 
 
 def open_both(kind: Kind, recipe: Recipe) -> tuple[ExampleSource, ExampleSource | None]:
-    """As `open_pairs`, for examples of a kind."""
+    """Opens both sources as `open_pairs` does, for examples of a kind."""
+    data = recipe.data
+    return _open(recipe, lambda paths: open_examples(kind, paths, data.image_root, data.vg_root), read_example)
 
-    def opened(paths: Sequence[str]) -> ExampleSource:
-        return open_examples(kind, paths, recipe.data.image_root, recipe.data.vg_root)
 
+def _open(
+    recipe: Recipe, opened: Callable[[Sequence[str]], Opened], read: Callable[[Opened, int], object]
+) -> tuple[Opened, Opened | None]:
     training = opened(recipe.data.train)
     validation = opened(recipe.data.validation) if recipe.data.validation else None
-    if validation is not None:
-        probe(recipe, lambda: read_example(validation, 0))
-    return training, validation
-
-
-def probe(recipe: Recipe, read: Callable[[], object]) -> None:
-    """Reads the first record of validation; ValueError that names the lists if its image cannot be read."""
     try:
-        read()
+        if validation is not None:
+            read(validation, 0)
     except BrokenImage as error:
         lists = " ".join(recipe.data.validation)
         raise AlbefValueError(f"{lists}: the image of its first record cannot be read: {error}") from error
+    return training, validation

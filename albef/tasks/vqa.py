@@ -1,4 +1,4 @@
-"""Questions about an image: ranking a closed list of answers, or writing one freely (paper §4.1; spec §3.2, §4.2)."""
+"""The task of questions about an image, whose answers are ranked or written (paper §4.1; spec §3.2, §4.2)."""
 
 # B questions, Lq words of a question, A answers of the list, L of an answer
 
@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from albef.batches import AnswerBatch
 from albef.data.broken import BrokenCounter
 from albef.data.examples import Example, ExampleSource
 from albef.data.processor import Processor
@@ -26,16 +26,20 @@ from albef.models.answering import AlbefForAnswering
 from albef.objectives.answer import AnswerObjective, words_asked
 from albef.recipe import Recipe
 from albef.tasks.answers import answer_list, checked_answers, read_answers, spelled_alike
+from albef.tasks.begin import Saved
 from albef.tasks.decode import generate, rank_answers
 from albef.tasks.examples import gather_results, in_batches
-from albef.tasks.task import Figures, Saved, Task, compose
+from albef.tasks.task import Figures, Task
 from albef.tasks.training_data import Examples, open_both
 
 TRAIN_WORDS, TEST_WORDS = 30, 50
 
 
-def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
-    """Fine-tuning on the questions of `recipe.data.train`; an answer weighs the share of people who gave it."""
+def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering, AnswerObjective, AnswerBatch]:
+    """Returns fine-tuning on the questions of `recipe.data.train`. An answer weighs the share of people who gave it.
+
+    Raises ValueError if none of the validation questions has an answer.
+    """
     source, validation = open_both("vqa", recipe)
     if validation is not None and not any(validation[index].answers for index in range(len(validation))):
         raise AlbefValueError(
@@ -44,22 +48,20 @@ def make(recipe: Recipe, saved: Saved) -> Task[AlbefForAnswering]:
         )
     options, listed = recipe.objective, recipe.data.answers
     answers = saved["answers"] if saved is not None else read_answers(listed) if listed else answer_list(source)
-    return compose(
+    return Task(
         recipe,
         saved,
-        Examples(
-            source, recipe, lambda words: partial(question_tensors, words, recipe.data.max_tokens), check_question
-        ),
+        Examples(source, recipe, lambda words: partial(question_batch, words, recipe.data.max_tokens), check_question),
         AlbefForAnswering,
         lambda model, _: AnswerObjective(model, options.momentum, options.alpha > 0, options.official),
         None if validation is None else Questions(validation, answers, recipe.k_test),
         answers=answers,
-        on_host=lambda batch: {"asked": words_asked(batch["answer_mask"])},
+        on_host=lambda _, batch: {**batch, "asked": words_asked(batch["answer_mask"])},
     )
 
 
 class Questions:
-    """Accuracy of ranked and of written answers on a source of questions."""
+    """Measures the accuracy of ranked and of written answers on a source of questions."""
 
     def __init__(self, source: ExampleSource, answers: Sequence[str], k: int) -> None:
         self.source, self.answers, self.k = source, answers, k
@@ -74,12 +76,17 @@ class Questions:
         return f"accuracy ranked {figures['ranked']:.2f} %, generated {figures['generated']:.2f} %"
 
 
-def question_tensors(processor: Processor, max_tokens: int, examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Questions and their answers as `AnswerObjective` takes them."""
+def question_batch(
+    processor: Processor, max_tokens: int, pixel_values: Tensor, examples: Sequence[Example]
+) -> AnswerBatch:
+    """Returns the batch of questions with all their answers, of examples whose pixels are given."""
     weighed = [answer_weights(example) for example in examples]
     answers = processor.answers([answer for own in weighed for answer in own])
+    asked = questions(processor, [example.text for example in examples], TRAIN_WORDS, max_tokens)
     return {
-        **questions(processor, [example.text for example in examples], TRAIN_WORDS, max_tokens),
+        "pixel_values": pixel_values,
+        "input_ids": asked["input_ids"],
+        "attention_mask": asked["attention_mask"],
         "answer_ids": answers["input_ids"],
         "answer_mask": answers["attention_mask"],
         "answer_of": torch.tensor([row for row, own in enumerate(weighed) for _ in own]),
@@ -88,7 +95,7 @@ def question_tensors(processor: Processor, max_tokens: int, examples: Sequence[E
 
 
 def check_question(example: Example) -> None:
-    """ValueError for a question without a word, or that nobody answered: there is nothing to learn from it."""
+    """Raises ValueError for a question without a word or without an answer: there is nothing to learn from it."""
     if not clean_question(example.text, TRAIN_WORDS).strip():
         raise AlbefValueError(f"{example.name}: the question {example.text!r} has no word in it; leave it out")
     if not example.answers:
@@ -98,7 +105,7 @@ def check_question(example: Example) -> None:
 
 
 def answer_weights(example: Example) -> dict[str, float]:
-    """Distinct answers of a question in their order, each with the share of people who gave it (spec §3.2).
+    """Returns the distinct answers of a question in their order, each with the share of people who gave it (spec §3.2).
 
     Spellings that are one answer to the model count together, under the first of them.
     """
@@ -108,7 +115,7 @@ def answer_weights(example: Example) -> dict[str, float]:
 
 
 def questions(processor: Processor, texts: Sequence[str], max_words: int, max_tokens: int) -> dict[str, Tensor]:
-    """Questions to input_ids and attention_mask [B, Lq]. ValueError for one without a word."""
+    """Turns questions into input_ids and attention_mask [B, Lq]. Raises ValueError for a question without a word."""
     cleaned = [clean_question(text, max_words) for text in texts]
     for text, words in zip(texts, cleaned, strict=True):
         if not words.strip():
@@ -129,13 +136,12 @@ def evaluate_questions(
     batch_size: int = 64,
     tick: Callable[[int], None] | None = None,
     counter: BrokenCounter | None = None,
-) -> tuple[dict[str, Any], dict[str | int, dict[str, str]]]:
-    """Figures, and what was answered: `{question_id: {"ranked": .., "generated": ..}}`, each question once.
+) -> tuple[Figures, dict[str | int, dict[str, str]]]:
+    """Returns figures, and what was answered: `{question_id: {"ranked": .., "generated": ..}}`, each question once.
 
     `ranked` and `generated` are accuracies in percent by the official rule of 2021, over the questions with known
     answers; `measured` counts those, unless all have some. Capital letters do not count: the model knows none, and
-    VQA's answers have none. `k` and `official` are those of `rank_answers`, `tick` and
-    `counter` of `in_batches`.
+    VQA's answers have none. `k` and `official` are those of `rank_answers`, `tick` and `counter` those of `in_batches`.
     """
     answers = checked_answers(answers)
     listed = processor.answers(answers)
@@ -154,7 +160,7 @@ def evaluate_questions(
     found = gather_results(rows)
     given = {key: both for key, (both, _) in found.items()}
     known = {key: truth for key, (_, truth) in found.items() if truth}
-    figures: dict[str, Any] = dict(counts("questions", given, known))
+    figures: Figures = dict(counts("questions", given, known))
     if known:
         for way in ("ranked", "generated"):
             said = {key: given[key][way].lower() for key in known}
@@ -163,6 +169,6 @@ def evaluate_questions(
 
 
 def write_results(path: Path, given: dict[str | int, dict[str, str]], way: str = "ranked") -> None:
-    """The file that EvalAI takes: `[{"question_id": .., "answer": ..}, ...]`, each question once (spec §4.2)."""
+    """Writes the file that EvalAI takes: `[{"question_id": .., "answer": ..}, ...]`, each question once (spec §4.2)."""
     rows = [{"question_id": key, "answer": answers[way]} for key, answers in given.items()]
     write_atomically(path, json.dumps(rows, ensure_ascii=False) + "\n")

@@ -14,9 +14,12 @@ from albef.data.loader import StepBatches, make_loader
 from tests.data.conftest import image, write_json
 
 
-def encode(examples):
+def encode(pixel_values, examples):
     """A number for every key, which is one or ends in one."""
-    return {"key": torch.tensor([int(re.search(r"\d+$", str(example.key))[0]) for example in examples])}
+    return {
+        "pixel_values": pixel_values,
+        "key": torch.tensor([int(re.search(r"\d+$", str(example.key))[0]) for example in examples]),
+    }
 
 
 def same(first, second):
@@ -149,8 +152,9 @@ class TestBatches:
 class TestCachedExamples:
     @pytest.mark.parametrize("kind", ["vqa", "pairs", "phrases"])
     def test_same_batch_as_the_loader_but_for_augmentation(self, kind, processor):
-        def numbers(examples):
-            return {"lengths": torch.tensor([len(example.text) for example in examples])}
+        def numbers(pixel_values, examples):
+            lengths = torch.tensor([len(example.text) for example in examples])
+            return {"pixel_values": pixel_values, "lengths": lengths}
 
         source = open_examples(kind, ["world:test/8"])
         data, cached = ExampleSet(source, processor), CachedExamples(source, processor, (16, 24), numbers)
