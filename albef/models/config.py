@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from albef.errors import AlbefValueError
 
@@ -20,6 +20,10 @@ class AlbefConfig:
     `image_size` is (height, width) in pixels. `init_std` is the standard deviation of the original's initialisation
     (0.02, made for width 768); None scales it with the width, which narrow networks need in order to learn at all.
     Fine-tuned models have no `mlm_head`: they don't fill in words.
+
+    `text_pooling` says which state of the text encoder ITC compares with images: that of `[CLS]` (the paper's), or the
+    mean of all words, `[CLS]` included. `text_frozen` is how many of the lowest text layers, and with the first of them
+    the embeddings, learn nothing; they have no dropout then.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -38,6 +42,8 @@ class AlbefConfig:
     dropout: float = 0.1
     init_std: float | None = 0.02
     mlm_head: bool = True
+    text_pooling: Literal["cls", "mean"] = "cls"
+    text_frozen: int = 0
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -52,6 +58,8 @@ class AlbefConfig:
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise AlbefValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+        if self.text_pooling not in ("cls", "mean"):
+            raise AlbefValueError(f"text_pooling {self.text_pooling!r} must be `cls` or `mean`")
 
     def at_size(self, image_size: int | tuple[int, int]) -> AlbefConfig:
         """The same network for images of `image_size` pixels (height and width, or one number for a square)."""

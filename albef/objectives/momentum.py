@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class MomentumTeacher(nn.Module):
     """A copy of a model that follows it slowly: p_teacher <- momentum * p_teacher + (1 - momentum) * p.
 
-    Only parameters are averaged, not buffers. The copy stays in evaluation mode, unless `dropout` keeps it in
-    training mode as in the original.
+    Only parameters are averaged, not buffers, and of these only those that learn. The copy stays in evaluation mode,
+    unless `dropout` keeps it in training mode as in the original.
     """
 
     def __init__(self, model: nn.Module, momentum: float, dropout: bool = False) -> None:
@@ -32,7 +32,9 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - self.momentum)
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        own, student = zip(*[pair for pair in pairs if pair[1].requires_grad], strict=True)
+        torch._foreach_lerp_(own, student, 1 - self.momentum)
 
 
 class FeatureQueue(nn.Module):

@@ -70,9 +70,9 @@ def start_model(
     """The model a run begins with, its processor, and what was saved of teacher and queues with what it starts from.
 
     `build_model` makes the model of a configuration. A run that goes on takes sizes and words from what it `saved`, so
-    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size
-    and number of words. Otherwise the model is new, and so are its words, which are learnt from `texts` unless
-    `data.tokenizer` names some.
+    that what it began with is not needed any more. Otherwise they come from `recipe.init`, at this recipe's image size,
+    number of words and number of frozen layers. Otherwise the model is new, and so are its words, which are learnt from
+    `texts` unless `data.tokenizer` names some.
     """
     data = recipe.data
     torch.manual_seed(recipe.seed)
@@ -81,6 +81,7 @@ def start_model(
         return build_model(config), Processor.from_files(saved["files"], "the checkpoint"), None
     if recipe.init:
         config = AlbefConfig.from_dict(load_config(recipe.init)).at_size(recipe.model.image_size)
+        config = replace(config, text_frozen=recipe.model.text_frozen)
         model = build_model(config)
         report, *states = load_start(model, recipe.init)
         say([f"start: {recipe.init}", *report])
