@@ -339,7 +339,7 @@ def _infer_config(
     patch_size, rows = state[PATCHES].shape[-1], square_grid(state, str(path))[0]
     layers, fusion = _indices(state, _LAYERS), _indices(state, _LAYERS + r"crossattention\.")
     twice = architecture in (AlbefForPairs, AlbefForTextAssignment)
-    embedding: dict[str, Any] = {"embed_dim": len(state[_PROJECTION])} if _PROJECTION in ranks else {}
+    embed_dim: dict[str, Any] = {"embed_dim": len(state[_PROJECTION])} if _PROJECTION in ranks else {}
     return AlbefConfig(
         image_size=(rows * patch_size, rows * patch_size),
         **_vision_sizes(state, vision_heads, path),
@@ -347,7 +347,7 @@ def _infer_config(
         text_layers=len(layers - fusion),
         fusion_layers=len(fusion) // 2 if twice else len(fusion),
         mlm_head=any(name.startswith(f"{TEXT}cls.") for name in state),
-        **embedding,
+        **embed_dim,
     )
 
 

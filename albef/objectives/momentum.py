@@ -13,14 +13,15 @@ from torch import Tensor, nn
 class MomentumTeacher(nn.Module):
     """A copy of a model that follows it slowly: p_teacher <- momentum * p_teacher + (1 - momentum) * p.
 
-    Only parameters are averaged, not buffers, and of these only those that learn. The copy stays in evaluation mode,
-    unless `dropout` keeps it in training mode as in the original.
+    Only parameters are averaged, not buffers, and those that are frozen when the teacher is made are shared. The copy
+    stays in evaluation mode, unless `dropout` keeps it in training mode as in the original.
     """
 
     def __init__(self, model: nn.Module, momentum: float, dropout: bool = False) -> None:
         super().__init__()
         self.momentum, self.dropout = momentum, dropout
-        self.model: Any = deepcopy(model).requires_grad_(False)
+        shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
+        self.model: Any = deepcopy(model, shared).requires_grad_(False)
 
     def train(self, mode: bool = True) -> MomentumTeacher:
         return super().train(mode and self.dropout)
@@ -33,8 +34,8 @@ class MomentumTeacher(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
-        own, student = zip(*[pair for pair in pairs if pair[1].requires_grad], strict=True)
-        torch._foreach_lerp_(own, student, 1 - self.momentum)
+        own, followed = zip(*((mine, other) for mine, other in pairs if mine is not other), strict=True)
+        torch._foreach_lerp_(own, followed, 1 - self.momentum)
 
 
 class FeatureQueue(nn.Module):
