@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +16,7 @@ from albef.files import ANSWERS, write_atomically
 from albef.models import folders
 from albef.models.config import preset
 from albef.models.convert import (
+    bert_notes,
     check_vocabulary,
     initial_model,
     read_checkpoint,
@@ -44,30 +46,38 @@ def convert(
     vision_width: int | None = None,
     vision_layers: int | None = None,
     to_official: Path | None = None,
+    text_layers: int | None = None,
+    fusion_from: Sequence[int] | None = None,
+    text_pooling: Literal["cls", "mean"] | None = None,
 ) -> str:
     """Writes the folder `out`, or with `to_official` a file of the original's; returns a report in words.
 
     checkpoint    a `.pth` file of ALBEF's code or of LAVIS, or the folder of a saved model of ours
     image_size    pixels, one number or height and width; the grid of positions is resized to it
-    vocabulary    the `vocab.txt` that the model learned with; by default that of bert-base-uncased
-    *_heads       attention heads, where they are not 64 wide: files do not say how many there are
+    vocabulary    the `vocab.txt` or `tokenizer.json` that the model learned with; by default the one beside the file
+                  of `bert`, else that of bert-base-uncased
+    *_heads       attention heads, where they are not 64 wide: files do not say how many there are, but a
+                  `config.json` beside the file of `bert` does
     half          stores the model in half precision
     slim          leaves out the momentum teacher and the queues
     deit, bert    in place of a checkpoint: what a pre-training starts from. Sizes are those of the files
     trunk         in place of DeiT: the convolutional trunk of a hybrid image encoder, EfficientNet-Lite 0, 1 or 2.
                   `trunk_levels` (1 or 2) of its map are read; upon it stand `vision_layers` blocks (by default 1) of
                   `vision_width` (by default that of the text). The processor normalises as such trunks want it
+    text_layers   how many of the lowest layers of `bert` encode texts; by default half of them
+    fusion_from   the layers of `bert` that fusion layers start from, counted from 0; by default all that are left
+    text_pooling  whether texts are compared by their `cls` or the `mean` of their words; by default as the
+                  `1_Pooling` of a sentence encoder beside the file of `bert` says, else `cls`
     to_official   in place of `out`: the `.pth` file to write the saved model `checkpoint` to
 
     AlbefError for files that are not there, are damaged or don't fit, and for arguments that don't go together.
     """
-    of_trunk: dict[str, Any] = {
-        "trunk_levels": trunk_levels,
-        "vision_width": vision_width,
-        "vision_layers": vision_layers,
-    }
+    of_trunk = {"trunk_levels": trunk_levels, "vision_width": vision_width, "vision_layers": vision_layers}
+    of_bert = {"text_layers": text_layers, "fusion_from": fusion_from}
     _check_arguments(checkpoint, out, deit, bert, to_official, trunk)
     _check_trunk(trunk, deit, of_trunk)
+    if bert is None and (text_layers, fusion_from, text_pooling) != (None, None, None):
+        raise AlbefValueError("--text-layers, --fusion-from and --text-pooling say what is taken from --bert; give it")
     if to_official is not None:
         assert checkpoint is not None  # checked above
         return write_official(read_folder(checkpoint, image_size), checkpoint, to_official, half, slim)
@@ -78,15 +88,16 @@ def convert(
         if (checkpoint / ANSWERS).is_file() and checkpoint.resolve() != out.resolve():
             write_atomically(out / ANSWERS, (checkpoint / ANSWERS).read_bytes())
     else:
-        processor = Processor(load_tokenizer(str(vocabulary or "bert")), preset("base").image_size)
+        words_of = vocabulary or (bert and _vocabulary_beside(bert)) or "bert"
+        processor = Processor(load_tokenizer(str(words_of)), preset("base").image_size)
         words = processor.tokenizer.get_vocab()
         if checkpoint is not None:
             read = read_checkpoint(checkpoint, image_size, vision_heads, text_heads)
             check_vocabulary(read.config, words, checkpoint)
             report = write_folder(read, checkpoint, out, half, slim)
         else:
-            of_trunk["trunk_path"] = trunk
-            report = _start(deit, bert, out, words, image_size, vision_heads, text_heads, half, of_trunk)
+            heads = {"vision_heads": vision_heads, "text_heads": text_heads}
+            report = _start(deit, bert, trunk, out, words, image_size, heads | of_trunk | of_bert, text_pooling, half)
             if trunk is not None:
                 processor.mean, processor.std = IMAGENET_MEAN, IMAGENET_STD
     processor.image_size = tuple(folders.load_config(out)["image_size"])
@@ -128,31 +139,38 @@ def _check_trunk(trunk: Path | None, deit: Path | None, options: dict[str, Any])
         raise AlbefValueError(f"--deit {deit} and --trunk {trunk} both are image encoders; give one of them")
 
 
+def _vocabulary_beside(bert: Path) -> Path | None:
+    """The words of a BERT that stand beside its file, as they are published."""
+    return next((file for name in ("vocab.txt", "tokenizer.json") if (file := bert.with_name(name)).is_file()), None)
+
+
 def _start(
     deit: Path | None,
     bert: Path | None,
+    trunk: Path | None,
     out: Path,
     words: dict[str, int],
     image_size: ImageSize | None,
-    vision_heads: int | None,
-    text_heads: int | None,
+    sizes: dict[str, Any],
+    text_pooling: Literal["cls", "mean"] | None,
     half: bool,
-    of_trunk: dict[str, Any],
 ) -> str:
     """What a pre-training starts from; without a file of BERT the model takes its size from the vocabulary."""
     base = preset("base") if image_size is None else preset("base").at_size(image_size)
-    config = starting_config(base, deit, bert, vision_heads, text_heads, **of_trunk)
-    trunk = of_trunk["trunk_path"]
+    config = starting_config(base, deit, bert, trunk_path=trunk, **sizes)
+    config = replace(config, text_pooling=text_pooling or config.text_pooling)
     if bert is None:
         config = replace(config, vocab_size=len(words))
     else:
         check_vocabulary(config, words, bert)
-    model = initial_model(config, deit, bert, trunk)
+    model = initial_model(config, deit, bert, trunk, sizes["fusion_from"])
     model.save_pretrained(out, torch.float16 if half else None)
     folders.save_training(out, None, None)
     files = " and ".join(str(file) for file in (deit, trunk, bert) if file)
     upon = f"upon {config.trunk} " if config.trunk else ""
-    return (
+    lines = [
         f"start of a pre-training from {files}: {upon}{config.vision_layers} image, {config.text_layers} text and "
-        f"{config.fusion_layers} fusion layers, {config.vocab_size} words"
-    )
+        f"{config.fusion_layers} fusion layers, {config.vocab_size} words",
+        *([] if bert is None else bert_notes(bert, config, sizes["fusion_from"])),
+    ]
+    return "\n".join(lines)

@@ -167,7 +167,8 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     objective: Objective = field(default_factory=Objective)
     init: str | None = None
-    """A saved model to start from. Its sizes and words replace `model` and `data.tokenizer`, all but image_size."""
+    """A saved model to start from. Its sizes and words replace `model` and `data.tokenizer`, all but image_size
+    and text_frozen."""
     usual_init: str | None = None
     """What the original starts such a run from, in words: a run without `init` warns of it."""
     batch_size: Positive = 512

@@ -18,6 +18,16 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+def layers(text: str | None) -> list[int] | None:
+    """`3,4,5`. ValueError for anything else."""
+    if text is None:
+        return None
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise AlbefValueError(f"--fusion-from {text!r} names no layers; give their numbers, 3,4,5, counted from 0")
+    return [int(number) for number in numbers]
+
+
 def check_places(*paths: Path | None) -> None:
     """An error for a file that could not be written, before the work is done."""
     for path in filter(None, paths):

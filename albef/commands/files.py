@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from albef.commands.common import check_places, image_size
+from albef.commands.common import check_places, image_size, layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,13 @@ class Convert:
     """pixels, if other than the model's: 384, or height and width, 256x512"""
 
     vocabulary: Path | None = None
-    """vocab.txt (by default BERT's, which comes along)"""
+    """vocab.txt or tokenizer.json (by default that beside --bert, else BERT's, which comes along)"""
 
     vision_heads: int | None = None
     """attention heads of the image encoder, if not 64 wide"""
 
     text_heads: int | None = None
-    """attention heads of BERT, if not 64 wide"""
+    """attention heads of BERT, if not 64 wide and no config.json beside --bert says how many"""
 
     half: bool = False
     """store the model's weights in half precision"""
@@ -77,7 +77,16 @@ class Convert:
     """start of pre-training: DeiT-B/16 weights for the image encoder"""
 
     bert: Path | None = None
-    """start of pre-training: BERT-base weights for text and fusion"""
+    """start of pre-training: weights of any BERT for text and fusion"""
+
+    text_layers: int | None = None
+    """how many of the lowest layers of --bert encode texts (by default half)"""
+
+    fusion_from: str | None = None
+    """layers of --bert that fusion layers start from, counted from 0: 3,4,5 (by default all that are left)"""
+
+    text_pooling: Literal["cls", "mean"] | None = None
+    """what a text is compared by: its [CLS], or the mean of its words (by default as 1_Pooling beside --bert says)"""
 
     trunk: Path | None = None
     """start of pre-training: EfficientNet-Lite 0, 1 or 2 under the image encoder, in place of --deit"""
@@ -97,5 +106,5 @@ class Convert:
     def run(self) -> None:
         from albef.conversion import convert
 
-        values = {name: value for name, value in vars(self).items() if name != "image_size"}
-        print(convert(image_size=image_size(self.image_size), **values))
+        parsed = {"image_size": image_size(self.image_size), "fusion_from": layers(self.fusion_from)}
+        print(convert(**{**vars(self), **parsed}))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from albef.data.images import ImageSource, open_image, pixels_of, to_rgb
 from albef.data.reading import read_text, whole
-from albef.data.text import clean_caption, spelled
+from albef.data.text import clean_caption, keeps_case, spelled
 from albef.errors import AlbefValueError
 from albef.files import model_folder, write_atomically
 
@@ -87,7 +87,8 @@ class Processor:
         limit = self.max_tokens if max_tokens is None else max_tokens
         if limit < 1:
             raise AlbefValueError(f"max_tokens {limit} must be at least 1")
-        cleaned = [clean_caption(text, self.max_words) for text in texts] if clean else list(texts)
+        lower = not keeps_case(self.tokenizer)
+        cleaned = [clean_caption(text, self.max_words, lower) for text in texts] if clean else list(texts)
         return self._padded([row[:limit] for row in self._ids(cleaned)])
 
     def answers(self, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Words: how captions and questions are cleaned, split into pieces, and spelled again."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -21,9 +23,12 @@ _SPACED_AFTER = re.compile(r"([$#(]) (?=\w)")
 _SPACED_BEFORE = re.compile(r"(?<=\w) ([%.,!?)])")
 
 
-def clean_caption(text: str, max_words: int = 30) -> str:
-    """Caption as the original feeds it: lower case, little punctuation, at most `max_words` words (spec 2.10)."""
-    text = text.lower().translate(_WITHOUT_PUNCTUATION).replace("<person>", "person")
+def clean_caption(text: str, max_words: int = 30, lower: bool = True) -> str:
+    """Caption as the original feeds it: lower case, little punctuation, at most `max_words` words (spec 2.10).
+
+    Without `lower` capital letters stay, for a vocabulary that has them.
+    """
+    text = (text.lower() if lower else text).translate(_WITHOUT_PUNCTUATION).replace("<person>", "person")
     text = _WHITESPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
 
@@ -34,9 +39,10 @@ def clean_question(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
-    """BERT-uncased WordPiece that yields `[CLS] pieces` and no [SEP] (spec 1.4).
+def build_tokenizer(vocabulary: Sequence[str], lower: bool = True, strip_accents: bool | None = None) -> Tokenizer:
+    """BERT's WordPiece that yields `[CLS] pieces` and no [SEP] (spec 1.4).
 
+    `lower` makes letters small, as BERT-uncased does; `strip_accents` takes accents away, by default if `lower` does.
     A piece's place in `vocabulary` is its id. The special pieces are found by name; the same letters inside a text are
     ordinary text, as in the recordings of the official tokenizer. ValueError when a special piece is missing or
     a piece comes twice.
@@ -49,16 +55,33 @@ def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
         again, count = Counter(vocabulary).most_common(1)[0]
         raise AlbefValueError(f"the vocabulary has {again!r} on {count} lines; leave one, since its line is its number")
     tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=True)
+    strip = lower if strip_accents is None else strip_accents
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=strip)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _framed(tokenizer)
+
+
+def _framed(tokenizer: Tokenizer) -> Tokenizer:
+    """Every text becomes `[CLS] pieces`, neither cut nor padded, whatever the tokenizer did before."""
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A", special_tokens=[("[CLS]", ids["[CLS]"])]
+        single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.token_to_id("[CLS]"))]
     )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
+def keeps_case(tokenizer: Tokenizer) -> bool:
+    """Whether the vocabulary tells capital letters from small ones, as that of BERT-cased does."""
+    return getattr(tokenizer.normalizer, "lowercase", True) is False
+
+
 def load_tokenizer(source: str) -> Tokenizer:
-    """A tokenizer from a `vocab.txt` (one piece a line), a `tokenizer.json`, or `bert` for BERT's own."""
+    """A tokenizer from a `vocab.txt` (one piece a line), a `tokenizer.json`, or `bert` for BERT's own.
+
+    Beside a `vocab.txt`, `tokenizer_config.json` says whether letters are made small. Without it they are, unless a
+    piece has a capital letter.
+    """
     path = BERT_VOCABULARY if source == "bert" else Path(data_path(source))
     if not path.is_file():
         raise AlbefFileNotFoundError(
@@ -66,14 +89,33 @@ def load_tokenizer(source: str) -> Tokenizer:
         )
     if path.suffix == ".json":
         return _tokenizer_of(path)
-    return build_tokenizer(read_text(path).rstrip().replace("\r\n", "\n").split("\n"))
+    pieces = read_text(path).rstrip().replace("\r\n", "\n").split("\n")
+    settings = _settings_beside(path)
+    cased = any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
+    return build_tokenizer(pieces, settings.get("do_lower_case", not cased), settings.get("strip_accents"))
+
+
+def _settings_beside(path: Path) -> dict[str, Any]:
+    """What Hugging Face's `tokenizer_config.json` says of a `vocab.txt`, if there is one."""
+    file = path.with_name("tokenizer_config.json")
+    settings = json.loads(read_text(file)) if file.is_file() else {}
+    kind = settings.get("tokenizer_class", "BertTokenizer").removesuffix("Fast")
+    if kind != "BertTokenizer":
+        raise AlbefValueError(
+            f"{file}: texts are split by a {kind}, but a vocab.txt is read for BERT's WordPiece alone; give the "
+            "tokenizer.json of the same model"
+        )
+    return settings
 
 
 def _tokenizer_of(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_str(read_text(path))
+        tokenizer = Tokenizer.from_str(read_text(path))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise AlbefValueError(f"{path}: no tokenizer ({error}); give a tokenizer.json or a vocab.txt") from error
+    if missing := [name for name in SPECIALS if tokenizer.token_to_id(name) is None]:
+        raise AlbefValueError(f"{path} lacks {', '.join(missing)}; give the tokenizer of a BERT")
+    return _framed(tokenizer)
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from albef.errors import AlbefValueError
 from albef.models.backbone import Backbone, initialise
 from albef.models.bert import FusionEncoder, MlmHead
 from albef.models.config import AlbefConfig
-from albef.models.layout import Layout
+from albef.models.layout import Layout, Padded, as_layout
 from albef.models.seen import Seen
 from albef.models.tree import tree
 
@@ -53,15 +54,27 @@ class AlbefModel(Backbone):
         """Normalised pixels [B, 3, height, width], the ids and mask [B, L] of a text for each image (1 = word)."""
         image, text = self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask)
         fused = self.fuse(text, attention_mask, self.fusion_encoder.keys_values(image))
-        return AlbefOutput(image, text, self.project_image(image), self.project_text(text), fused, self.match(fused))
+        z_image, z_text = self.project_image(image), self.project_text(text, attention_mask)
+        return AlbefOutput(image, text, z_image, z_text, fused, self.match(fused))
 
     def project_image(self, image_tokens: Tensor) -> Tensor:
         """Image tokens -> unit vectors [B, embed_dim], to be compared with those of texts."""
         return F.normalize(self.vision_proj(image_tokens[:, 0]).float(), dim=-1)
 
-    def project_text(self, text_states: Tensor) -> Tensor:
-        """Text states -> unit vectors [B, embed_dim]."""
-        return F.normalize(self.text_proj(text_states[:, 0]).float(), dim=-1)
+    def project_text(self, text_states: Tensor, attention_mask: Tensor | Layout | None = None) -> Tensor:
+        """Text states [B, L, text_width], or packed [N, text_width] with their layout -> unit vectors [B, embed_dim].
+
+        The mask may be left out for padded states of a model that takes `[CLS]`.
+        """
+        return F.normalize(self.text_proj(self.pool_text(text_states, attention_mask)).float(), dim=-1)
+
+    def pool_text(self, text_states: Tensor, attention_mask: Tensor | Layout | None = None) -> Tensor:
+        """Text states, padded or packed -> what stands for each text as a whole by `text_pooling`: [B, text_width]."""
+        if self.config.text_pooling == "cls":
+            return (Padded() if attention_mask is None else as_layout(attention_mask)).first(text_states)[:, 0]
+        if attention_mask is None:
+            raise AlbefValueError("text_pooling `mean` needs attention_mask, which tells words from padding; give it")
+        return as_layout(attention_mask).mean(text_states)
 
     def fuse(
         self,

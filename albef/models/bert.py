@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from albef.errors import AlbefValueError
 from albef.models.config import AlbefConfig
 from albef.models.layers import AnswerLayer, FusionLayer, Past, TextLayer
 from albef.models.layout import Layout, Padded, as_layout
@@ -56,9 +57,15 @@ class TextEncoder(Embeddings):
     """Words alone: input_ids [B, L] -> states [B, L, D]; the first is the text's `[CLS]`."""
 
     def __init__(self, config: AlbefConfig) -> None:
-        super().__init__(config)
+        frozen, count, still = config.text_frozen, config.text_layers, replace(config, dropout=0.0)
+        if not 0 <= frozen <= count:
+            raise AlbefValueError(f"text_frozen {frozen} must be between 0 and text_layers, which is {count}")
+        super().__init__(still if frozen else config)
         self.checkpointed = False
-        self.layers = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
+        if frozen:
+            self.requires_grad_(False)  # the embeddings, which is all that there is yet
+        self.layers = nn.ModuleList(TextLayer(still if index < frozen else config) for index in range(count))
+        self.layers[:frozen].requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | Layout) -> Tensor:
         """With a `PackedText` layout for the mask the states are those of the words alone, [N, D]."""

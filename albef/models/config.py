@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from albef.errors import AlbefValueError
 
@@ -30,6 +30,9 @@ class AlbefConfig:
     convolutional network in place of patches, and `patch_size` must be 32, its stride. With `trunk_levels` 2 they also
     read the map before the last halving. Of the trunk's nine parts (stem, seven stages, head) the last
     `trunk_trained` are learnt, and the others are frozen.
+    `text_pooling` says which state of the text encoder ITC compares with images: that of `[CLS]` (the paper's), or the
+    mean of all words, `[CLS]` included. `text_frozen` is how many of the lowest text layers, and with the first of them
+    the embeddings, learn nothing; they have no dropout then.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -51,6 +54,8 @@ class AlbefConfig:
     trunk: str | None = None
     trunk_levels: int = 1
     trunk_trained: int = 0
+    text_pooling: Literal["cls", "mean"] = "cls"
+    text_frozen: int = 0
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -67,6 +72,8 @@ class AlbefConfig:
             width, heads = getattr(self, f"{name}_width"), getattr(self, f"{name}_heads")
             if width % heads:
                 raise AlbefValueError(f"{name}_width {width} must be a multiple of {name}_heads {heads}")
+        if self.text_pooling not in ("cls", "mean"):
+            raise AlbefValueError(f"text_pooling {self.text_pooling!r} must be `cls` or `mean`")
 
     def _check_trunk(self, trunk: str) -> None:
         if trunk not in TRUNKS:

@@ -6,8 +6,9 @@ A tensor that a file lacks, or that the table of `names.py` doesn't know, is an 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
 from albef.files import write_atomically
-from albef.models import folders
+from albef.models import bert_file, folders
 from albef.models.albef import AlbefModel
 from albef.models.answering import AlbefForAnswering
 from albef.models.classifier import AlbefForClassification, AlbefForPairs, AlbefForTextAssignment
@@ -28,6 +29,7 @@ from albef.models.names import (
     TEXT,
     Architecture,
     State,
+    bert_layers,
     from_bert,
     from_deit,
     from_efficientnet,
@@ -160,13 +162,17 @@ def write_official(read: Checkpoint, source: str | Path, file: Path, half: bool 
 
     The file holds `{"model": tensors}` under official names: the model, its momentum twins (copies of the model where
     no teacher was saved, since the original's fine-tuning asks for them) and the queues, where they were saved. `slim`
-    writes the model alone, `half` in half precision. ValueError if the images are not square or the model has a trunk,
-    since the original could not read it.
+    writes the model alone, `half` in half precision. ValueError for images that are not square, a trunk, or texts that
+    are not compared by their `[CLS]`, since the original could not read it.
     """
     if read.config.trunk is not None:
         raise AlbefValueError(
             f"{source}: its images go through {read.config.trunk}, which the original does not know; only a model "
             "without a trunk can be written as a file of the original's"
+        )
+    if read.config.text_pooling != "cls":
+        raise AlbefValueError(
+            f"{source} compares texts by the mean of their words, which the original cannot; it takes [CLS] alone"
         )
     rows, columns = read.config.grid
     if rows != columns:
@@ -218,12 +224,16 @@ def starting_config(
     trunk_levels: int | None = None,
     vision_width: int | None = None,
     vision_layers: int | None = None,
+    text_layers: int | None = None,
+    fusion_from: Sequence[int] | None = None,
 ) -> AlbefConfig:
     """`config` with the sizes of the files that a pre-training starts from: width, depth, vocabulary, positions.
 
     Upon a trunk stand `vision_layers` blocks (1 unless given) of `vision_width` (that of the text unless given).
-    The lower half of BERT's layers encodes the text, the upper half fuses, as in the paper. Heads are 64 wide unless
-    given. ValueError for a file that is not one of DeiT or BERT.
+    The lowest `text_layers` of BERT's layers encode the text, by default half of them, as in the paper. A fusion layer
+    starts from each layer of `fusion_from`, by default from all that are left; layers count from 0. Heads are as many
+    as given, else as BERT's `config.json` beside its file says, else 64 wide. Texts are pooled as `1_Pooling` beside
+    the file says, which sentence encoders have. ValueError for a file that is not one of DeiT, BERT or a trunk.
     """
     if deit_path is not None:
         state = _unwrap(read_file(deit_path), deit_path)[0]
@@ -234,9 +244,11 @@ def starting_config(
         state = _unwrap(read_file(bert_path), bert_path)[0]
         state = {without_bert(f"{TEXT}{name}"): tensor for name, tensor in state.items()}
         _check_ranks(state, _TEXT_RANKS, f"{bert_path} is no file of BERT")
-        sizes = _text_sizes(state, text_heads, bert_path)
+        said = bert_file.settings(Path(bert_path), width=len(state[_WORDS][0]))
+        sizes = _text_sizes(state, text_heads or said.heads, bert_path)
         depth = len(_indices(state, _LAYERS))
-        config = replace(config, **sizes, text_layers=depth // 2, fusion_layers=depth - depth // 2)
+        lower, chosen = bert_file.cut(depth, text_layers, fusion_from, bert_path)
+        config = replace(config, **sizes, text_layers=lower, fusion_layers=len(chosen), text_pooling=said.pooling)
     if trunk_path is not None:
         trunk, _ = from_efficientnet(_unwrap(read_file(trunk_path), trunk_path)[0], str(trunk_path))
         width = vision_width or config.text_width
@@ -257,21 +269,28 @@ def initial_model(
     deit_path: str | Path | None = None,
     bert_path: str | Path | None = None,
     trunk_path: str | Path | None = None,
+    fusion_from: Sequence[int] | None = None,
 ) -> AlbefModel:
     """Where the paper's pre-training starts: DeiT's image encoder and BERT over a fresh initialisation (paper §3.1);
     or a trunk in place of DeiT, under an image encoder that is fresh.
 
-    Without a path that part stays fresh. Files may be `.pth`, `.bin` or `.safetensors`.
+    Without a path that part stays fresh. Files may be `.pth`, `.bin` or `.safetensors`. `fusion_from` is that of
+    `starting_config`.
     """
     model = AlbefModel(config)
     state = dict(model.state_dict())
-    for path, read in ((deit_path, from_deit), (bert_path, from_bert)):
+    for path, read in ((deit_path, from_deit), (bert_path, partial(from_bert, fusion_from=fusion_from))):
         if path is not None:
             state |= read(_unwrap(read_file(path), path)[0], config, str(path))
     if trunk_path is not None:
         state |= from_efficientnet(_unwrap(read_file(trunk_path), trunk_path)[0], str(trunk_path))[1]
     folders.load_strictly(model, state, "the starting point")
     return model
+
+
+def bert_notes(path: str | Path, config: AlbefConfig, fusion_from: Sequence[int] | None = None) -> list[str]:
+    """What a start with `config` takes from a file of BERT, and what it leaves, in words."""
+    return bert_file.describe(_unwrap(read_file(path), path)[0], config, bert_layers(config, fusion_from))
 
 
 def read_file(path: str | Path) -> Any:

@@ -50,6 +50,10 @@ class Padded:
         """The first word of each text: [P, 1, D]."""
         return x[:, :1]
 
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of the words of each text, without padding: [P, D]."""
+        return x.mean(1) if self.attention_mask is None else _mean(x, self.attention_mask)
+
 
 @tree
 @dataclass(frozen=True)
@@ -119,6 +123,16 @@ class PackedText:
     def first(self, x: Tensor) -> Tensor:
         """The first word of each text: [P, 1, D]."""
         return x.index_select(0, self.words.view(self.shape)[:, 0])[:, None]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of the words of each text: [P, D]. States of other texts may follow in `x`, as for `first`."""
+        return _mean(self.spread(x[: self.places.shape[0]]), self.readable)
+
+
+def _mean(rows: Tensor, readable: Tensor) -> Tensor:
+    """Of rows [P, L, D] where they are readable [P, L], summed in float32."""
+    weights = readable.float()[:, :, None]  # [P, L, 1]
+    return ((rows.float() * weights).sum(1) / weights.sum(1)).to(rows.dtype)
 
 
 class _Spread(torch.autograd.Function):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -146,23 +146,28 @@ def from_deit(state: State, config: AlbefConfig, source: str = "the DeiT file") 
     return translated | {POSITIONS: resize_positions(translated[POSITIONS], grid, config.grid)}
 
 
-def from_bert(state: State, config: AlbefConfig, source: str = "the BERT file") -> dict[str, Tensor]:
-    """BERT under our names: the lower layers for the text encoder, the upper for the fusion encoder, and the MLM head.
+def from_bert(
+    state: State, config: AlbefConfig, source: str = "the BERT file", fusion_from: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """BERT under our names: the lower layers for the text encoder, the others for the fusion encoder, and the MLM head.
 
-    `state` has the names of Hugging Face's `bert-base-uncased` (spec §1.2); pooler and next-sentence head are dropped.
-    Cross-attention isn't in it. Errors as `from_official`.
+    `state` has the names of Hugging Face's `bert-base-uncased` (spec §1.2), with or without `bert.` and the MLM head;
+    pooler and next-sentence head are dropped. `fusion_from` names the layers that the fusion layers start from, by
+    default those above the text encoder's; layers that nothing starts from are dropped. Cross-attention isn't in it.
+    Errors as `from_official`.
     """
-    named = {
-        "text_encoder." + re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)): tensor
-        for name, tensor in state.items()
-        if not name.startswith(("bert.pooler.", "cls.seq_relationship."))
-    }
+    named = {_bert_name(name): tensor for name, tensor in state.items() if not _DROPPED.match(name)}
+    if len(named) < sum(not _DROPPED.match(name) for name in state):
+        raise AlbefValueError(f"{source}: some tensors stand twice, with and without `bert.` in their names; keep one")
+    head = any(name.startswith(f"{TEXT}cls.") for name in named)
     table = {
         ours: theirs
         for ours, theirs in official_names(config).items()
-        if theirs[0].startswith("text_encoder.") and "crossattention" not in theirs[0]
+        if theirs[0].startswith(TEXT)
+        and "crossattention" not in theirs[0]
+        and (head or ours.split(".")[0] != "mlm_head")
     }
-    named = _without_copies(named, config, AlbefModel, source)
+    named = _placed(_without_copies(named, config, AlbefModel, source), bert_layers(config, fusion_from))
     return _translate(named, table, config, AlbefModel, source)
 
 
@@ -214,6 +219,35 @@ def _published_shapes(trunk: str) -> dict[str, tuple[int, ...]]:
         shapes[f"{convolution}.weight"] = own[f"{ours}.weight"]
         shapes |= {f"{norm}.{statistic}": own[f"{ours}.bias"] for statistic in _NORM}
     return shapes
+
+
+def bert_layers(config: AlbefConfig, fusion_from: Sequence[int] | None = None) -> list[int]:
+    """The layer of BERT's file that each text layer starts from, then each fusion layer; layers count from 0."""
+    lower = config.text_layers
+    return [*range(lower), *(range(lower, lower + config.fusion_layers) if fusion_from is None else fusion_from)]
+
+
+_DROPPED = re.compile(r"(bert\.)?pooler\.|cls\.seq_relationship\.")
+_BERT_LAYER = re.compile(rf"{re.escape(BERT)}encoder\.layer\.(\d+)\.")
+
+
+def _bert_name(name: str) -> str:
+    """The official name of a tensor of BERT's file. Old files call a norm's weight gamma, and its bias beta."""
+    name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+    return f"{BERT if name.startswith(('embeddings.', 'encoder.')) else TEXT}{name}"
+
+
+def _placed(state: State, layers: Sequence[int]) -> dict[str, Tensor]:
+    """BERT's tensors with its layers where ours stand: at place i the layer `layers[i]`."""
+    placed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = _BERT_LAYER.match(name)
+        if found is None:
+            placed[name] = tensor
+            continue
+        places = [place for place, layer in enumerate(layers) if layer == int(found[1])]
+        placed |= {f"{BERT}encoder.layer.{place}.{name[found.end() :]}": tensor for place in places}
+    return placed
 
 
 def _text(config: AlbefConfig, architecture: Architecture) -> str:

@@ -27,7 +27,14 @@ FRESH = {
 }
 """Parts that may be new in a model -> why, when nothing fits them."""
 
-_FREE = {"image_size", "dropout", "init_std", "mlm_head", "trunk_trained"}  # may differ from those of the start
+_FREE = {
+    "image_size",
+    "dropout",
+    "init_std",
+    "mlm_head",
+    "trunk_trained",
+    "text_frozen",
+}  # may differ from those of the start
 
 
 def origins(config: AlbefConfig) -> dict[str, str]:
@@ -75,11 +82,12 @@ def start_from(model: Backbone, state: State, config: AlbefConfig, source: str) 
 def start_teacher(model: Backbone, state: State, config: AlbefConfig, source: str) -> dict[str, Tensor]:
     """The state of a teacher for `model`, which `start_from` has filled, from the `state` of the start's teacher.
 
-    What is new in the model is copied from the model. Errors as `start_from`.
+    What is new in the model, or frozen, is copied from the model. Errors as `start_from`.
     """
     teacher = deepcopy(model)
     start_from(teacher, state, config, f"the teacher of {source}")
-    return teacher.state_dict()
+    frozen = {name: part.detach() for name, part in model.named_parameters() if not part.requires_grad}
+    return teacher.state_dict() | frozen
 
 
 def load_start(

@@ -136,7 +136,7 @@ class AlignObjective(nn.Module):
             text = model.encode_text(ids, words)
         else:
             text = model.encode_text(torch.cat([ids, masked_ids]), PackedText.join(words, words))
-        return Features(image, text, model.project_image(image), model.project_text(words.first(text)))
+        return Features(image, text, model.project_image(image), model.project_text(text, words))
 
     def align(self, batch: PairBatch, found: Features, taught: Taught, alpha: float) -> Aligned:
         """ITC of the student's vectors against the teacher's and the queue's, which stays as it is. `alpha` is the

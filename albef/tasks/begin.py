@@ -71,7 +71,7 @@ def start_model(
 
     `build_model` makes the model of a configuration. A run that goes on takes sizes and words from what it `saved`, so
     that it does not need what it began with any more. Otherwise they come from `recipe.init`, at this recipe's image
-    size, number of words and trained parts of a trunk. Without `recipe.init` the model is new, and its words are those
+    size, number of words and choice of what is frozen. Without `recipe.init` the model is new, and its words are those
     of `data.tokenizer` or, if that is not set, are learnt from `texts`.
     """
     data = recipe.data
@@ -81,7 +81,7 @@ def start_model(
         return build_model(config), Processor.from_files(saved["files"], "the checkpoint"), None
     if recipe.init:
         config = AlbefConfig.from_dict(load_config(recipe.init)).at_size(recipe.model.image_size)
-        config = replace(config, trunk_trained=recipe.model.trunk_trained)
+        config = replace(config, trunk_trained=recipe.model.trunk_trained, text_frozen=recipe.model.text_frozen)
         model = build_model(config)
         report, *states = load_start(model, recipe.init)
         say([f"start: {recipe.init}", *report])

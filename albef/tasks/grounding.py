@@ -117,7 +117,7 @@ def similarity_maps(
     """
     layer = _layer(layer, model.config.vision_layers - 1, model.config.vision_layers, "image")
     with torch.no_grad():
-        z_text = model.project_text(model.encode_text(input_ids, attention_mask))
+        z_text = model.project_text(model.encode_text(input_ids, attention_mask), attention_mask)
     record: list[Tensor] = []
     with torch.enable_grad():
         pixels = model.frozen_features(pixel_values).detach().requires_grad_()  # so that frozen models work too

@@ -178,7 +178,7 @@ def encode_texts(
         layout = PackedText.of(some_mask, model.device)
         encoded = model.encode_text(some_ids.to(model.device), layout)
         states.append(model.fusion_encoder.begin(encoded, layout))
-        z_text.append(model.project_text(layout.first(encoded)))
+        z_text.append(model.project_text(encoded, layout))
     return Texts(torch.cat(states), mask), torch.cat(z_text)
 
 
