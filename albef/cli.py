@@ -43,6 +43,11 @@ COMMANDS = {
     "demo": ("demo", "Demo", "pre-train, search and explain on emoji; writes report.html"),
     "train": ("train", "Train", "run a recipe; `albef train NAME --help` lists its fields"),
     "evaluate": ("evaluate", "Evaluate", "a saved model of any task by that task's official rules"),
+    "calibrate": (
+        "calibrate",
+        "Calibrate",
+        "fit on validation pairs how ITM counts in a search, and its probabilities",
+    ),
     "ask": ("use", "Ask", "answer a question about an image"),
     "entail": ("use", "Entail", "does an image entail a text?"),
     "compare": ("use", "Compare", "is a text true of two images?"),

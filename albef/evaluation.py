@@ -232,8 +232,9 @@ def _recalls(figures: Mapping[str, Mapping[str, float]]) -> str:
     heads = ["text->image R@1", "R@5", "R@10", "image->text R@1", "R@5", "R@10", "mean"]
     keys = [*(f"{side}_r{k}" for side in ("img", "txt") for k in (1, 5, 10)), "r_mean"]
     widths = [len(head) + 4 for head in heads]
-    rows = [" " * 4 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
+    first = max(4, *map(len, figures))
+    rows = [" " * first + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for name, values in figures.items():
         cells = (f"{values[key]:>{width}.2f}" for key, width in zip(keys, widths, strict=True))
-        rows.append(f"{name:<4}" + "".join(cells))
+        rows.append(f"{name:<{first}}" + "".join(cells))
     return "\n".join(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from albef.results import Answer, Match, Ranked, Region, Verdict
 from albef.tasks import answers as answers_of
 from albef.tasks import decode, grounding, ranking, vqa
 
+Order = Literal["odds", "itm"]
 PAIRS_KEPT = 512  # pairs whose images' tokens are kept together while they are matched
 
 
@@ -93,6 +94,7 @@ class Pipeline(Features):
     def match(self, images: Images, texts: Texts) -> Any:
         """Do image and text belong together? By ITM, which looks at words and patches together, and by ITC.
 
+        The probability is calibrated if the model is (`albef calibrate`).
         Lists of one length are pairs; a single image or text goes with all of the other. Put the texts of one image
         side by side: it is read and encoded once for them. ValueError for lists of different lengths.
         """
@@ -109,23 +111,30 @@ class Pipeline(Features):
         encoded, z_text = ranking.encode_texts(model, self.processor, own_texts)
         pairs = torch.zeros(len(own_images), len(own_texts), dtype=torch.bool)
         pairs[of_image, of_text] = True
-        shares = _shares(model, tokens, encoded, pairs)[of_image, of_text]
+        logits = _logits(model, tokens, encoded, pairs)[of_image, of_text]
+        shares = ranking.match_probabilities(model, logits)
         cosines = (z_image.cpu()[of_image] * z_text.cpu()[of_text]).sum(1)
         return [Match(*both) for both in zip(shares.tolist(), cosines.tolist(), strict=True)]
 
     @overload
-    def rank(self, query: ImageLike, candidates: Images | Texts, k: int = 10) -> list[Ranked]: ...
+    def rank(self, query: ImageLike, candidates: Images | Texts, k: int = 10, by: Order = ...) -> list[Ranked]: ...
     @overload
-    def rank(self, query: Sequence[Any], candidates: Images | Texts, k: int = 10) -> list[list[Ranked]]: ...
+    def rank(
+        self, query: Sequence[Any], candidates: Images | Texts, k: int = 10, by: Order = ...
+    ) -> list[list[Ranked]]: ...
     @torch.no_grad()
-    def rank(self, query: Any, candidates: Any, k: int = 10) -> Any:
-        """The k best candidates, best first: chosen by ITC, and ordered by ITM as in the paper.
+    def rank(self, query: Any, candidates: Any, k: int = 10, by: Order = "odds") -> Any:
+        """The k best candidates, best first: chosen by ITC, and ordered by ITC and ITM on one scale.
 
+        The order is that of `odds` in `albef.tasks.ranking`; `by="itm"` orders as the paper does, by ITM's logit of
+        "matched" alone. Each result has the score that it is ordered by, and the probability and cosine of `match`.
         A query of the type str is a text, and the candidates are images; any other query (also a list of them) is an
         image, and the candidates are texts. So give the path of an image as pathlib.Path. Several queries give a list
-        for each. ValueError for k below 1.
+        for each. ValueError for k below 1, and for another order.
         """
         model = self._model(AlbefModel, "rank", "retrieval")
+        if by not in get_args(Order):
+            raise AlbefValueError(f"by {by!r}: there are {' and '.join(get_args(Order))}")
         if k < 1:
             raise AlbefValueError(f"k {k}: ask for at least one candidate")
         by_text = isinstance(query[0] if isinstance(query, (list, tuple)) and query else query, str)
@@ -142,7 +151,7 @@ class Pipeline(Features):
             z_image = self._image_vectors(model, images)
         cosines = z_image.float().cpu() @ z_text.float().cpu().T  # [I, T]
         chosen = ranking.shortlist(cosines.T, k).T if by_text else ranking.shortlist(cosines, k)
-        shares, asked = torch.full(chosen.shape, -1.0), chosen.any(1).nonzero().squeeze(1)
+        logits, asked = torch.zeros(*chosen.shape, 2), chosen.any(1).nonzero().squeeze(1)
         for start in range(0, len(asked), PAIRS_KEPT):
             own = asked[start : start + PAIRS_KEPT]
             if few:
@@ -150,10 +159,12 @@ class Pipeline(Features):
             else:  # the tokens of all would not fit: those that are asked for are made again
                 again = self._batches([images[row] for row in own.tolist()], silent=True)
                 seen, _ = ranking.encode_images(model, (pixels for _, pixels in again))
-            shares[own] = _shares(model, seen, encoded, chosen[own]).masked_fill(~chosen[own], -1)
+            logits[own] = _logits(model, seen, encoded, chosen[own])
+        scores = ranking.odds(model, cosines, logits) if by == "odds" else logits[..., 1]
+        scores, shares = scores.masked_fill(~chosen, -torch.inf), ranking.match_probabilities(model, logits)
         if by_text:
-            shares, cosines = shares.T, cosines.T
-        found = [_best(*own, k) for own in zip(shares, cosines, strict=True)]
+            shares, cosines, scores = shares.T, cosines.T, scores.T
+        found = [_best(*own, k) for own in zip(shares, cosines, scores, strict=True)]
         return found[0] if one else found
 
     @overload
@@ -297,20 +308,19 @@ class Pipeline(Features):
         return found[0] if one else found
 
 
-def _shares(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, pairs: Tensor) -> Tensor:
-    """ITM's probabilities of the pairs marked True in [I, T], on the CPU; 0 elsewhere."""
-    shares = torch.zeros(pairs.shape)
+def _logits(model: AlbefModel, tokens: Sequence[Tensor], texts: ranking.Texts, pairs: Tensor) -> Tensor:
+    """ITM's logits [I, T, 2] of the pairs marked True in [I, T], on the CPU; 0 elsewhere."""
+    logits = torch.zeros(*pairs.shape, 2)
     if len(texts) == 1:  # a search by one text makes no keys and values of images
         rows = pairs[:, 0].nonzero().squeeze(1)
-        logits = ranking.score_images(model, [tokens[row] for row in rows.tolist()], texts)
-        shares[rows, 0] = logits.float().softmax(-1)[:, 1].cpu()
-        return shares
+        logits[rows, 0] = ranking.score_images(model, [tokens[row] for row in rows.tolist()], texts).cpu()
+        return logits
     chosen = [row.nonzero().squeeze(1) for row in pairs]
-    for own, (rows, logits) in zip(shares, ranking.score_texts(model, tokens, texts, chosen), strict=True):
-        own[rows] = logits.softmax(-1)[:, 1].cpu()
-    return shares
+    for own, (rows, found) in zip(logits, ranking.score_texts(model, tokens, texts, chosen), strict=True):
+        own[rows] = found.cpu()
+    return logits
 
 
-def _best(shares: Tensor, cosines: Tensor, k: int) -> list[Ranked]:
-    order = shares.topk(min(k, len(shares))).indices.tolist()
-    return [Ranked(index, float(shares[index]), float(cosines[index])) for index in order]
+def _best(shares: Tensor, cosines: Tensor, scores: Tensor, k: int) -> list[Ranked]:
+    order = scores.topk(min(k, len(scores))).indices.tolist()
+    return [Ranked(index, *(float(one[index]) for one in (shares, cosines, scores))) for index in order]

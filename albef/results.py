@@ -37,7 +37,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Match:
-    """Whether text and image belong together: ITM's probability in [0, 1], ITC's cosine in [-1, 1]."""
+    """Whether text and image belong together: ITM's probability in [0, 1], ITC's cosine in [-1, 1].
+
+    The probability is as ITM learnt it, or calibrated, if `albef calibrate` was run on the model.
+    """
 
     probability: float
     cosine: float
@@ -45,11 +48,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A candidate by its index in the list that was given, with the two scores of `Match`."""
+    """A candidate by its index in the list that was given, with the two values of `Match`.
+
+    `score` is what the candidates are ordered by, which has no bounds and compares those of one query only.
+    """
 
     index: int
     probability: float
     cosine: float
+    score: float
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _tasks_alone(tasks: list[every_task.TaskRuns], out: Path) -> None:
 def _tell(images: ImageSearch, out: Path, recipe: Recipe, made: report.Report, top: int) -> None:
     """Prints the main part of the report, then searches what the user types."""
     for query in made.queries:
-        print_query(replace(query, by_itc=query.by_itc[:3], by_itm=query.by_itm[:3]))
+        print_query(replace(query, by_itc=query.by_itc[:3], by_odds=query.by_odds[:3]))
     print_figures(made.figures)
     typed = ask(images, top)
     if typed:
@@ -147,7 +147,7 @@ def _explain(
     """What the report says of the run in `folder` and of the shipped model."""
     scores, count = images.scores(), len(images.names)
     step, length = steps_done(folder)
-    missed, missed_count = _misses(images, scores["itc"][1], scores["itm"][1], recipe.seed)
+    missed, missed_count = _misses(images, scores["itc"][1], scores["odds"][1], recipe.seed)
     return report.Report(
         lead=f"A tiny ALBEF was pre-trained from scratch on three drawing styles of the emoji: {length}. It and "
         "the small model that comes with albef then searched a fourth style that "
@@ -182,19 +182,19 @@ def _charts(folder: Path, recipe: Recipe, images: int) -> list[Chart]:
     return [*(loss_chart(rows, name, costs[name], mark) for name in ("itc", "itm", "mlm")), recall]
 
 
-def _misses(images: ImageSearch, itc: Tensor, itm: Tensor, seed: int) -> tuple[list[report.Miss], int]:
+def _misses(images: ImageSearch, itc: Tensor, odds: Tensor, seed: int) -> tuple[list[report.Miss], int]:
     """Eight of the names whose image is not among the first found after re-ranking, and how many such names there are.
 
-    `itc` and `itm` are scores text->image [T, I]; the text and the image of one number belong together. The eight are
+    `itc` and `odds` are scores text->image [T, I]; the text and the image of one number belong together. The eight are
     drawn by `seed`.
     """
-    right = torch.arange(len(itm))[:, None]
-    found = (itm.topk(min(FOUND_WITHIN, itm.shape[1])).indices == right).any(1)
+    right = torch.arange(len(odds))[:, None]
+    found = (odds.topk(min(FOUND_WITHIN, odds.shape[1])).indices == right).any(1)
     places = (itc > itc.gather(1, right)).sum(1) + 1
     missed = (~found).nonzero().squeeze(1).tolist()
     shown = random.Random(seed).sample(missed, min(8, len(missed)))
     misses = [
-        report.Miss(images.image(i), images.names[i], int(places[i]), images.find(images.names[i], 3).by_itm)
+        report.Miss(images.image(i), images.names[i], int(places[i]), images.find(images.names[i], 3).by_odds)
         for i in shown
     ]
     return misses, len(missed)

@@ -80,19 +80,21 @@ class ImageSearch:
 
     @torch.no_grad()
     def find(self, text: str, top: int) -> report.Query:
-        """The first `top` images for `text` by ITC, and the first `top` after ITM re-ranked the candidates."""
+        """The first `top` images for `text` by ITC, and the first `top` after re-ranking, by ITM and by both."""
         texts, z_text = ranking.encode_texts(self.model, self.processor, [text])
         count = min(max(self.candidates, top), len(self.names))
         cosines, order = (self.images.z_image @ z_text[0]).topk(count)
         logits = ranking.score_images(self.model, list(self.images.tokens[order]), texts)
-        found = zip(order.tolist(), cosines.tolist(), logits.softmax(-1)[:, 1].tolist(), strict=True)
+        matches = ranking.match_probabilities(self.model, logits)
+        found = zip(order.tolist(), cosines.tolist(), matches.tolist(), strict=True)
         hits = [
             report.Hit(self.image(index), self.names[index], cosine, place, match)
             for place, (index, cosine, match) in enumerate(found, 1)
         ]
-        # The paper's rule: the logit of "matched" alone gives the order.
-        by_itm = [hits[place] for place in logits[:, 1].argsort(descending=True).tolist()]
-        return report.Query(text, hits[:top], by_itm[:top])
+        # The paper's rule, the logit of "matched" alone; and both on one scale, the order of a search.
+        orders = logits[:, 1], ranking.odds(self.model, cosines, logits)
+        by_itm, by_odds = ([hits[place] for place in own.argsort(descending=True)[:top].tolist()] for own in orders)
+        return report.Query(text, hits[:top], by_itm, by_odds)
 
     def word_maps(self, image: str, text: str) -> report.WordMaps:
         """Where the image of that name shows `text`, and where it shows each of the text's words.
@@ -110,7 +112,8 @@ class ImageSearch:
             states = self.model.encode_text(words["input_ids"], words["attention_mask"])
             keys_values = self.model.fusion_encoder.keys_values(self.model.encode_image(pixel_values[:1]))
             logits = self.model.match(self.model.fuse(states, words["attention_mask"], keys_values))
-        found = zip(texts, logits.softmax(-1)[:, 1].tolist(), maps.numpy(), strict=True)
+        matches = ranking.match_probabilities(self.model, logits)
+        found = zip(texts, matches.tolist(), maps.numpy(), strict=True)
         return report.WordMaps(self.image(index), image, list(found))
 
 
@@ -140,6 +143,6 @@ def recalls(scores: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, dict[str, 
 def recall_rows(images: int, models: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Recalls by row name, with chance as the first row."""
     chance = {f"{side}_r{k}": min(100.0, 100.0 * k / images) for side in ("img", "txt") for k in (1, 5, 10)}
-    ways = {"itc": "ITC", "itm": "ITM", "sum": "ITC + ITM"}
+    ways = {"itc": "ITC", "itm": "ITM", "sum": "ITC + ITM", "odds": "ITC + ITM, one scale"}
     rows = {f"{model}, {ways[way]}": values for model, found in models.items() for way, values in found.items()}
     return {"chance": chance, **rows}

@@ -17,7 +17,7 @@ from albef.engine.checkpointer import newest
 from albef.metrics import boxes
 from albef.recipe import Recipe
 from albef.results import Region, Verdict
-from albef.tasks import classification, grounding, nlvr2, ranking, vqa
+from albef.tasks import classification, grounding, nlvr2, vqa
 from albef_demo import report, world
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
 from albef_demo.image_search import ImageSearch, recall_rows, recalls
@@ -39,12 +39,12 @@ def retrieval_page(runs: Runs) -> report.TaskPage:
     images = ImageSearch.load(folder / "model", TEST, recipe.k_test)
     scores, count = images.scores(), len(images.names)
     figures = recalls(scores)
-    itm = scores["itm"][1]  # [T, I]
+    odds = scores["odds"][1]  # [T, I]
 
     def found(index: int) -> Found:
         name = images.names[index]
-        place = int((itm[index] > itm[index, index]).sum()) + 1
-        listed = itm[index, index] > ranking.NOT_A_CANDIDATE
+        place = int((odds[index] > odds[index, index]).sum()) + 1
+        listed = odds[index, index].isfinite()
         return Found((images.image(index), name), images.find(name, 5), place if listed else None)
 
     rows, guess = log_rows(folder), 100 / count
@@ -52,7 +52,7 @@ def retrieval_page(runs: Runs) -> report.TaskPage:
         "Text → image R@1, %", rows, {"ITC": ("itc", "img_r1"), "ITM": ("itm", "img_r1")}, ("guessing", guess)
     )
     return _page(
-        "retrieval", runs, f"R@1 {figures['itm']['img_r1']:.1f} % of {count} images (guessing {guess:.1f} %)",
+        "retrieval", runs, f"R@1 {figures['odds']['img_r1']:.1f} % of {count} images (guessing {guess:.1f} %)",
         [chart, *_losses(runs)], recall_rows(count, {"this run": figures}), _draw(count, found),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import albef
+from albef import calibration
 from albef.pipeline import Pipeline
 from albef_demo.world import scene
 from tests.accelerator import in_a_process_of_its_own
@@ -30,8 +31,9 @@ CALLS: dict[str, list[Call]] = {
         lambda one, images: [[m.probability, m.cosine] for m in one.match(images, TEXTS)],
         lambda one, images: [[m.probability, m.cosine] for m in one.match(images[0], TEXTS * 9)],
         lambda one, images: one.match(images[0], TEXTS[0]).probability,
-        lambda one, images: [[r.index, r.probability] for r in one.rank(TEXTS[0], images)],
-        lambda one, images: [[r.index, r.probability] for r in one.rank(images[0], TEXTS)],
+        lambda one, images: [[r.index, r.probability, r.score] for r in one.rank(TEXTS[0], images)],
+        lambda one, images: [[r.index, r.probability, r.score] for r in one.rank(images[0], TEXTS, by="itm")],
+        lambda one, images: list(calibration.calibrate(one, ["world:test/6"], k=3)[1]["odds before"].values()),
         lambda one, images: [list(v.probabilities.values()) for v in one.classify(images, ["ring", "cross"])],
         lambda one, images: [list(r.box) for r in one.ground(images, TEXTS)],
         lambda one, images: list(one.ground(images[0], TEXTS[0], "itc").point),

@@ -137,7 +137,9 @@ def test_measuring_from_python(run, folder) -> None:  # noqa: F811
     """The command is a thin caller; a pipeline may be given in place of a name."""
     model = albef.load("matching", device="cpu")
     found = albef.evaluate(model, ["captions.json"], k=2)
-    assert found.keys() == {"itc", "itm", "sum"} and found == albef.evaluate(folder / "matching", "captions.json", k=2)
+    assert found.keys() == {"itc", "itm", "sum", "odds"} and found == albef.evaluate(
+        folder / "matching", "captions.json", k=2
+    )
     assert albef.evaluate(model, "phrases.json", task="grounding", mode=("itc",)).keys() == {"itc"}
     assert albef.PROTOCOLS["coco"] == {"image_size": 384, "k": 256}
     with pytest.raises(ValueError, match="unknown protocol 'cocoa'; there are coco, flickr30k"):

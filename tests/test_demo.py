@@ -79,12 +79,12 @@ def test_search_prints_and_shows_each_query(tiny: Recipe, tmp_path: Path, capsys
     assert "“red thing”" in printed and "“[bold]<i>circle”" in printed
     assert printed.count("%") == 2 * 3
     page = (tmp_path / "out" / "search.html").read_text()
-    assert page.count("<img") == 2 * 2 * 3 and "[bold]&lt;i&gt;circle" in page
+    assert page.count("<img") == 2 * 3 * 3 and "[bold]&lt;i&gt;circle" in page
 
 
 def find_all(style: ImageSearch) -> list[list[tuple[str, float, float]]]:
     """What a search finds, in numbers: names with cosines and probabilities."""
-    return [[(hit.name, hit.itc, hit.match) for hit in style.find(text, 12).by_itm] for text in ("red", "blue circle")]
+    return [[(hit.name, hit.itc, hit.match) for hit in style.find(text, 12).by_odds] for text in ("red", "blue circle")]
 
 
 def test_the_second_search_encodes_no_image(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +159,11 @@ def test_a_run_ended_by_its_time_limit_says_so(tiny: Recipe) -> None:
 def test_reranking_only_reorders_the_shortlist(tiny: Recipe) -> None:
     style = unseen(tiny)
     query = style.find("red square", 4)
-    assert {hit.name for hit in query.by_itc} == {hit.name for hit in query.by_itm}
+    assert {hit.name for hit in query.by_itc} == {hit.name for hit in query.by_itm} == {h.name for h in query.by_odds}
     assert [hit.place for hit in query.by_itc] == [1, 2, 3, 4]
     cosines = [hit.itc for hit in query.by_itc]
     assert cosines == sorted(cosines, reverse=True)
-    assert len(style.find("red square", 100).by_itm) == len(style.names) == 12
+    assert len(style.find("red square", 100).by_odds) == len(style.names) == 12
 
 
 def test_maps_of_text_and_words(tiny: Recipe) -> None:

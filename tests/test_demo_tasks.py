@@ -34,7 +34,7 @@ def judged(images: int, right: bool = False, written: str | None = None) -> Judg
 
 def found(place: int | None) -> Found:
     hits = [report.Hit(image(), EVIL, 0.25, 3, 0.5), report.Hit(image("blue"), "other", 0.2, 1, 0.1)]
-    return Found((image(), EVIL), report.Query(EVIL, hits[::-1], hits), place)
+    return Found((image(), EVIL), report.Query(EVIL, hits[::-1], hits, hits), place)
 
 
 def pointed(right: bool) -> Pointed:
@@ -94,7 +94,7 @@ def test_each_kind_of_example_shows_its_own() -> None:
     assert "<td>–</td>" in texts["vqa"]
     assert "62%" in texts["vqa"] and 'style="width:25.0%"' in texts["entailment"]
     assert texts["nlvr2"].count("<img") == 2 * 3 and texts["entailment"].count("<img") == 3
-    assert "not on the shortlist" in texts["retrieval"] and texts["retrieval"].count('class="found"') == 2 * 3
+    assert "not on the shortlist" in texts["retrieval"] and texts["retrieval"].count('class="found"') == 3 * 3
     assert "points nowhere" in texts["grounding"] and "the true box" in texts["grounding"]
     assert texts["grounding"].count("<img") == 4 * 3
     assert "No more wrong ones are among the first 44" in report.render_task(task_page("vqa", wrong=False), [])

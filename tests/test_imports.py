@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "__main__": ["cli"],
     "cli": ["commands", "files"],
     "commands": [
+        "calibration",
         "conversion",
         "evaluation",
         "pipeline",
@@ -30,6 +31,7 @@ MAY_IMPORT = {
         "recipe",
         "files",
     ],
+    "calibration": ["pipeline", "tasks", "data", "models", "files"],
     "conversion": ["data", "models", "files"],
     "evaluation": ["pipeline", "protocols", "tasks", "data", "models", "distributed"],
     "protocols": [],

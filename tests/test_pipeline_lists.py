@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,16 +139,47 @@ def test_few_texts_make_no_keys_and_values(matching, monkeypatch) -> None:
 
 
 def test_ranking_images_for_a_text(matching, images) -> None:
-    shares = [match.probability for match in matching.match(images, TEXTS[0])]
-    found = matching.rank(TEXTS[0], images, k=4)
-    assert [one.probability for one in found] == pytest.approx(sorted(shares, reverse=True), abs=1e-5)
-    assert [shares[one.index] for one in found] == pytest.approx([one.probability for one in found], abs=1e-5)
+    matches = matching.match(images, TEXTS[0])
+    for by in ("odds", "itm"):
+        found = matching.rank(TEXTS[0], images, k=4, by=by)
+        assert sorted(one.index for one in found) == [0, 1, 2, 3]
+        scores = [one.score for one in found]
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
+        close(found, [matches[one.index] for one in found])
     nearest = matching.similarity(images, TEXTS[0]).topk(2).indices.tolist()
     assert {one.index for one in matching.rank(TEXTS[0], images, k=2)} == set(nearest)
     several = matching.rank(TEXTS, images, k=3)
     assert [[one.index for one in own] for own in several] == [
         [one.index for one in matching.rank(text, images, k=3)] for text in TEXTS
     ]
+
+
+def test_what_a_search_is_ordered_by(matching, images) -> None:
+    """The score is what the definition makes of cosine and probability; the paper's order is an option."""
+    temp, config = matching.model.temp.item(), matching.model.config
+    for one in matching.rank(images[0], TEXTS, k=4):
+        log_odds = math.log(one.probability / (1 - one.probability))
+        assert one.score == pytest.approx(one.cosine / temp + log_odds, abs=1e-3)
+    matching.model.config = replace(config, match_weight=0.0)
+    try:
+        by_cosine = [one.cosine for one in matching.rank(images[0], TEXTS, k=4)]
+    finally:
+        matching.model.config = config
+    assert by_cosine == sorted(by_cosine, reverse=True)
+    with pytest.raises(ValueError, match="by 'itc': there are odds and itm"):
+        matching.rank(images[0], TEXTS, by="itc")
+
+
+def test_a_calibrated_probability(matching, images) -> None:
+    before, config = matching.match(images[0], TEXTS[0]), matching.model.config
+    matching.model.config = replace(config, match_temperature=4.0)
+    try:
+        after, ranked = matching.match(images[0], TEXTS[0]), matching.rank(images[0], TEXTS[:1])[0]
+    finally:
+        matching.model.config = config
+    log_odds = math.log(before.probability / (1 - before.probability))
+    assert after.probability == pytest.approx(1 / (1 + math.exp(-log_odds / 4)), abs=1e-6)
+    assert ranked.probability == pytest.approx(after.probability, abs=1e-6) and after.cosine == before.cosine
 
 
 def test_ranking_more_images_than_are_kept(matching, images, monkeypatch) -> None:

@@ -1,7 +1,9 @@
 """Two-stage retrieval on numbers that a person can check."""
 
 import json
+import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +86,38 @@ def test_sum_adds_the_cosine(model, gallery):
     torch.testing.assert_close(
         scores["sum"][1][candidates], (scores["itm"][1] + scores["itc"][1])[candidates], atol=1e-5, rtol=1e-5
     )
+
+
+def test_odds_by_hand(model):
+    """Cosine / temperature plus the weighted difference of the logits."""
+    with torch.no_grad():
+        model = deepcopy(model)
+        model.temp.fill_(0.05)
+        cosines, logits = torch.tensor([0.5, 0.4]), torch.tensor([[1.0, -2.0], [-1.0, 2.0]])  # not matched, matched
+        model.config = replace(TINY, match_weight=1.0)
+        torch.testing.assert_close(ranking.odds(model, cosines, logits), torch.tensor([10.0 - 3, 8 + 3]))
+        model.config = replace(TINY, match_weight=0.5)
+        torch.testing.assert_close(ranking.odds(model, cosines, logits), torch.tensor([10.0 - 1.5, 8 + 1.5]))
+        model.config = replace(TINY, match_temperature=2.0)
+        share = math.exp(2 / 2) / (math.exp(2 / 2) + math.exp(-1 / 2))
+        assert ranking.match_probabilities(model, logits)[1].item() == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("weight", "same_as"), [(0.0, "itc"), (1e6, "log-odds")])
+def test_the_weight_of_odds(model, gallery, weight, same_as):
+    """Without ITM it orders as ITC; with a huge weight as ITM's log-odds, however far below -100 its scores lie."""
+    model = deepcopy(model)
+    model.config = replace(TINY, match_weight=weight)
+    scores = dict(ranking.two_stage_scores(model, gallery, k=5))
+    pairs = scores["itm"][0] > -100
+    logits = ranking.match_logits(model, gallery, pairs)
+    log_odds = torch.zeros_like(scores["itc"][0])
+    log_odds[pairs] = logits[:, 1] - logits[:, 0]
+    wanted = scores["itc"][0] if same_as == "itc" else log_odds
+    torch.testing.assert_close(logits[:, 1], scores["itm"][0][pairs])
+    for found, expected, listed in zip(scores["odds"][0], wanted, pairs, strict=True):
+        best = expected.masked_fill(~listed, -torch.inf).topk(5).indices
+        assert found.topk(5).indices.equal(best) and found[~listed].isneginf().all()
 
 
 def test_k_above_the_gallery_ranks_everything(model, gallery):

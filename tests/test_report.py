@@ -25,7 +25,7 @@ def figures(value: float) -> dict[str, float]:
 
 def small_report(typed: bool = True) -> report.Report:
     hit = report.Hit(image(), EVIL, 0.25, 3, 0.5)
-    query = report.Query(EVIL, [hit], [hit])
+    query = report.Query(EVIL, [hit], [hit], [hit])
     lesson = report.Lesson(image(), EVIL, [EVIL, "a dog"], [("a dog", 0.75, "right"), (EVIL, 0.1, "label")])
     curve = Chart(EVIL, "step", 10.0, [Line("ITC", [(1.0, 7.0), (10.0, 3.0)], 0), Line("none", [], 1)], (5.0, EVIL))
     return report.Report(
@@ -107,9 +107,9 @@ def test_images_and_curves_have_words() -> None:
 
 def test_search_page() -> None:
     hit = report.Hit(image(), EVIL, 0.25, 1, 0.5)
-    page = report.render_search([report.Query(EVIL, [hit], [hit])], EVIL)
+    page = report.render_search([report.Query(EVIL, [hit], [hit], [hit])], EVIL)
     Page(page)
-    assert "<script" not in page and page.count("<img") == 2
+    assert "<script" not in page and page.count("<img") == 3
 
 
 @pytest.mark.parametrize(

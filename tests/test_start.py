@@ -152,6 +152,8 @@ def test_other_sizes_are_named(pretrained, kind, changes, message):
 
 def test_sizes_that_a_model_does_not_have_may_differ(pretrained):
     start_from(AlbefForPairs(replace(TUNED, embed_dim=5, dropout=0.3, init_std=None)), pretrained, CONFIG, "START")
+    calibrated = replace(CONFIG, match_weight=2.0, match_temperature=3.0)  # of the start's own weights
+    start_from(AlbefModel(CONFIG), pretrained, calibrated, "START")
 
 
 @pytest.mark.parametrize(

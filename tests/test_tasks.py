@@ -123,7 +123,11 @@ def test_a_run_goes_on_exactly_and_without_its_start(name, augment, pretrained, 
 
 def check_figures(name, figures):
     if name == "retrieval":
-        assert figures.keys() == {"itc", "itm", "sum"} and figures["itm"].keys() >= {"img_r1", "txt_r1", "r_mean"}
+        assert figures.keys() == {"itc", "itm", "sum", "odds"} and figures["itm"].keys() >= {
+            "img_r1",
+            "txt_r1",
+            "r_mean",
+        }
     elif name == "vqa":
         assert figures.keys() == {"questions", "ranked", "generated"} and figures["questions"] == 15
     elif name == "classification":

@@ -33,6 +33,10 @@ class AlbefConfig:
     `text_pooling` says which state of the text encoder ITC compares with images: that of `[CLS]` (the paper's), or the
     mean of all words, `[CLS]` included. `text_frozen` is how many of the lowest text layers, and with the first of them
     the embeddings, learn nothing; they have no dropout then.
+
+    `match_weight` and `match_temperature` belong to the weights of a trained model; `albef calibrate` fits them. The
+    first says how much ITM's log-odds count beside ITC in a search (`tasks.ranking`), and ITM's logits are divided by
+    the second before they become a probability.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -56,6 +60,8 @@ class AlbefConfig:
     trunk_trained: int = 0
     text_pooling: Literal["cls", "mean"] = "cls"
     text_frozen: int = 0
+    match_weight: float = 1.0
+    match_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         height, width = self.image_size

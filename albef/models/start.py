@@ -27,14 +27,9 @@ FRESH = {
 }
 """Parts that may be new in a model -> why, when nothing fits them."""
 
-_FREE = {
-    "image_size",
-    "dropout",
-    "init_std",
-    "mlm_head",
-    "trunk_trained",
-    "text_frozen",
-}  # may differ from those of the start
+# What may differ from the start's: sizes of images, how it learns, and what `albef calibrate` fits.
+_FREE = {"image_size", "dropout", "init_std", "mlm_head", "trunk_trained", "text_frozen"}
+_FREE |= {"match_weight", "match_temperature"}
 
 
 def origins(config: AlbefConfig) -> dict[str, str]:

@@ -1,6 +1,18 @@
-"""Two-stage retrieval: a shortlist by ITC, re-ranked by ITM (paper §3.4, §4.1)."""
+"""Two-stage retrieval: a shortlist by ITC, re-ranked by ITM (paper §3.4, §4.1).
 
-# I images, T texts, L words of the longest, N words in all, S image tokens, E embed_dim
+There are four ways of scoring a pair:
+
+- `itc`: the cosine of the two unit vectors. It ranks everything with everything and makes the shortlist.
+- `itm`: the logit of "matched" alone, which is the paper's rule.
+- `sum`: that logit plus the cosine, as LAVIS does. The cosine lies between -1 and 1, so it hardly counts.
+- `odds`: both on one scale, cosine / temperature + weight * (logit of "matched" - logit of "not matched"). A softmax
+  over candidates takes cosine / temperature, with the temperature that ITC learnt, for the log-probability (up to a
+  constant) that the two are aligned; the difference of ITM's two logits is the log-odds that they match. So their sum
+  is the log-probability that is left when ITM has seen the pair. The weight is `AlbefConfig.match_weight`, which
+  `albef calibrate` fits. A search orders by this one unless it is told otherwise.
+"""
+
+# I images, T texts, P pairs, L words of the longest, N words in all, S image tokens, E embed_dim
 
 from __future__ import annotations
 
@@ -219,20 +231,22 @@ def score_images(model: AlbefModel, image_tokens: Sequence[Tensor], text: Texts)
 
 
 def match_logits(model: AlbefModel, gallery: Gallery, pairs: Tensor, tick: Tick | None = None) -> Tensor:
-    """ITM logit of class "matched" for every pair marked True in `pairs` [I, T]; 0 elsewhere.
+    """ITM's logits [P, 2] of the pairs marked True in `pairs` [I, T], row after row; class 1 says "matched".
 
     A pair that both directions shortlist is scored once. Of several ranks each scores its own images. `tick` is told
     of every image done, as in `encode_gallery`.
     """
     tick = _of_all(tick, len(gallery.image_tokens), len(pairs))
-    scores = torch.zeros(pairs.shape, device=model.device)
     own = pairs[gallery.first : gallery.first + len(gallery.image_tokens)].cpu()
     chosen = (row.nonzero().squeeze(1) for row in own)
-    found = score_texts(model, gallery.image_tokens, gallery.texts, chosen)
-    for number, (rows, logits) in enumerate(found, gallery.first):
-        scores[number, rows.to(scores.device)] = logits[:, 1]
+    counts = pairs.sum(1)
+    place = int(counts[: gallery.first].sum())
+    logits = torch.zeros(int(counts.sum()), 2, device=model.device)
+    for rows, found in score_texts(model, gallery.image_tokens, gallery.texts, chosen):
+        logits[place : place + len(rows)] = found[rows.argsort().to(found.device)]
+        place += len(rows)
         tick(1)
-    return distributed.total(scores)
+    return distributed.total(logits)
 
 
 def shortlist(similarities: Tensor, k: int) -> Tensor:
@@ -241,26 +255,49 @@ def shortlist(similarities: Tensor, k: int) -> Tensor:
     return torch.zeros_like(similarities, dtype=torch.bool).scatter_(1, best, True)
 
 
+def odds(model: AlbefModel, cosines: Tensor, logits: Tensor) -> Tensor:
+    """The scores `odds` (see above) of pairs with these cosines [...] and ITM logits [..., 2]."""
+    return cosines / model.temp.item() + model.config.match_weight * log_odds(logits)
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """ITM's logits [..., 2] -> the log-odds [...] that the two match."""
+    return logits[..., 1] - logits[..., 0]
+
+
+def match_probabilities(model: AlbefModel, logits: Tensor) -> Tensor:
+    """ITM's logits [..., 2] -> the probability [...] that the two match, calibrated if the model is."""
+    return (logits.float() / model.config.match_temperature).softmax(-1)[..., 1]
+
+
 def two_stage_scores(
     model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None
 ) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """Scores image->text [I, T] and text->image [T, I], by one way of scoring after the other.
+    """Scores image->text [I, T] and text->image [T, I], by one way of scoring after the other: see above.
 
-    `itc`: cosines of everything with everything, the first stage alone. `itm`: the paper's rule, the matching logit
-    alone orders the shortlist of k. `sum`: that logit plus the cosine, as LAVIS does. Outside the shortlist the last
-    two are -100.
+    Outside the shortlist of k, `itm` and `sum` are -100, as in the original, and `odds` is minus infinity, since its
+    scores have no bound.
     """
-    with torch.autocast(gallery.z_image.device.type, enabled=False):  # bfloat16 would tie what differs
-        cosines = gallery.z_image @ gallery.z_text.T
+    cosines = all_cosines(gallery)
     yield "itc", (cosines, cosines.T)
     by_image, by_text = shortlist(cosines, k), shortlist(cosines.T, k)
-    logits = match_logits(model, gallery, by_image | by_text.T, tick)
+    pairs = by_image | by_text.T
+    logits, own = match_logits(model, gallery, pairs, tick), cosines[pairs]
+    ways = {
+        "itm": (logits[:, 1], NOT_A_CANDIDATE),
+        "sum": (logits[:, 1] + own, NOT_A_CANDIDATE),
+        "odds": (odds(model, own, logits), -torch.inf),
+    }
+    for name, (values, outside) in ways.items():
+        scores = torch.full_like(cosines, outside)
+        scores[pairs] = values
+        yield name, (scores.masked_fill(~by_image, outside), scores.T.masked_fill(~by_text, outside))
 
-    def both_ways(scores: Tensor) -> tuple[Tensor, Tensor]:
-        return scores.masked_fill(~by_image, NOT_A_CANDIDATE), scores.T.masked_fill(~by_text, NOT_A_CANDIDATE)
 
-    yield "itm", both_ways(logits)
-    yield "sum", both_ways(logits + cosines)
+def all_cosines(gallery: Gallery) -> Tensor:
+    """The cosines of all images with all texts [I, T]."""
+    with torch.autocast(gallery.z_image.device.type, enabled=False):  # bfloat16 would tie what differs
+        return gallery.z_image @ gallery.z_text.T
 
 
 def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor) -> dict[str, float]:
@@ -286,7 +323,7 @@ def recalls(image_to_text: Tensor, text_to_image: Tensor, image_of_text: Tensor)
 def two_stage_recalls(
     model: AlbefModel, gallery: Gallery, k: int, tick: Tick | None = None
 ) -> dict[str, dict[str, float]]:
-    """Recalls by each way of scoring: `{"itc": {"txt_r1": ..}, "itm": .., "sum": ..}`."""
+    """Recalls by each way of scoring: `{"itc": {"txt_r1": ..}, "itm": .., "sum": .., "odds": ..}`."""
     return {name: recalls(*both, gallery.image_of_text) for name, both in two_stage_scores(model, gallery, k, tick)}
 
 

@@ -167,8 +167,9 @@ def _figures(report: Report) -> str:
         + recall_table(report.figures)
         + f"<p>ITC compares two vectors. ITM reads image and text together, but only the {report.candidates} "
         "candidates that ITC puts first, and cannot find what is not among them. ITC + ITM adds the cosine to the "
-        "matching score. In the paper's large models ITM is well above ITC. Where it is below ITC here, the small "
-        "fusion encoder has not yet learned to tell similar images apart. The figures are of one run with one seed. "
+        "matching score; on one scale, it adds ITC's log-probability and ITM's log-odds, which is the order of a "
+        "search. In the paper's large models ITM is well above ITC. Where it is below ITC here, the small fusion "
+        "encoder has not yet learned to tell similar images apart. The figures are of one run with one seed. "
         "Many images look alike (clocks, flags, families), so R@1 is a hard measure.</p>"
     )
 
@@ -178,9 +179,10 @@ def _queries(queries: list[Query], report: Report) -> str:
     return (
         f"<p>The shipped model searches the unseen style. The first row is in the order of ITC. The second row shows "
         f"the {report.candidates} best of them in the order of ITM: by the logit of “matched”, which is the paper's "
-        "rule. Below each image stand its cosine, the probability that it matches, and in the second row its place by "
-        "ITC. A good result has first what the query means, whatever its name is. A bad one has images that share only "
-        "a colour or a shape with it.</p>" + blocks
+        "rule. The third row is what a search gives: the order of ITC and ITM on one scale, by the sum of cosine / "
+        "temperature and ITM's log-odds. Below each image stand its cosine, the probability that it matches, and in "
+        "the lower rows its place by ITC. A good result has first what the query means, whatever its name is. A bad "
+        "one has images that share only a colour or a shape with it.</p>" + blocks
     )
 
 

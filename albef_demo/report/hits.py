@@ -23,18 +23,23 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """What a text finds: the first images by ITC, and the first after ITM re-ranked the shortlist."""
+    """What a text finds: the first images by ITC, and the first of the shortlist re-ranked, by ITM and by both.
+
+    `by_itm` is the paper's order, `by_odds` that of a search (ITC and ITM on one scale).
+    """
 
     text: str
     by_itc: list[Hit]
     by_itm: list[Hit]
+    by_odds: list[Hit]
 
 
 def query_rows(query: Query, right: str | None = None) -> str:
-    """The two rows of a query; the image of the name `right` is marked."""
+    """The three rows of a query; the image of the name `right` is marked."""
     return (
         f"<h4>by ITC</h4>{hit_row(query.by_itc, moved=False, right=right)}"
-        f"<h4>after re-ranking by ITM</h4>{hit_row(query.by_itm, moved=True, right=right)}"
+        f"<h4>re-ranked by ITM alone</h4>{hit_row(query.by_itm, moved=True, right=right)}"
+        f"<h4>re-ranked by ITC and ITM on one scale</h4>{hit_row(query.by_odds, moved=True, right=right)}"
     )
 
 

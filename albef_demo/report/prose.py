@@ -20,16 +20,16 @@ PROSE = {
     "retrieval": Prose(
         "Retrieval",
         "One image among many is searched by a sentence that describes it, and a sentence by its image. ITC compares "
-        "two vectors and makes a shortlist; ITM reads image and sentence together and puts the shortlist in order.",
+        "two vectors and makes a shortlist; ITM reads image and sentence together; both put the shortlist in order.",
         "Both losses begin low, because the model was pre-trained on such pairs. The loss of ITC may rise at first, "
         "while its queue fills with other images to tell apart. R@1 says how many of a hundred images of the "
         "validation part come first for their sentence.",
         "R@k says how many of a hundred are found among the first k. Chance is a blind draw. ITM cannot find what ITC "
         "does not put on the shortlist.",
         "On the left is the image that the sentence was written for. The rows show the first five images by ITC, and "
-        "the first five after ITM re-ordered the shortlist. Below each image stand what it shows, its cosine, the "
-        "probability that it matches, and in the second row its place by ITC. The right image has a green frame. An "
-        "example counts as right if it comes first in the second row.",
+        "the first five of the shortlist in the order of ITM alone, and of ITC and ITM on one scale. Below each image "
+        "stand what it shows, its cosine, the probability that it matches, and in the lower rows its place by ITC. The "
+        "right image has a green frame. An example counts as right if it comes first in the last row.",
     ),
     "vqa": Prose(
         "Visual question answering",

@@ -225,7 +225,8 @@ def _found(block: Found) -> str:
         return [replace(hit, image=enlarged(hit.image, HIT_SIDE)) for hit in hits]
 
     image, name = block.image
-    query = replace(block.query, by_itc=large(block.query.by_itc), by_itm=large(block.query.by_itm))
+    own = block.query
+    query = Query(own.text, large(own.by_itc), large(own.by_itm), large(own.by_odds))
     more = "" if block.right else f": place {block.place}" if block.place else ": not on the shortlist"
     return (
         f'<div class="images">{img(enlarged(image, SIDE), name)}</div><div><h3>“{escape(query.text)}”</h3>'
