@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from albef.commands.common import check_places, check_suffix, image_size
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefFileNotFoundError, AlbefRuntimeError, AlbefValueError
 from albef.files import printable, write_atomically
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ class Embed(_Use):
         check_suffix("--out", self.out, (".npz", ".parquet"), ".npz or .parquet")
         if not self.images and not self.texts:
             raise AlbefValueError("nothing to embed; give paths of images, or --texts FILE with a text a line")
+        if self.texts and not self.texts.exists():
+            raise AlbefFileNotFoundError(f"--texts {self.texts}: no such file; give a file with a text a line")
         from albef.data.reading import read_text
 
         write = _write_npz if self.out.suffix.lower() == ".npz" else _parquet_writer()
