@@ -106,10 +106,11 @@ def parse(arguments: list[str]) -> Command:
         return command
     import tyro
 
-    kind: Callable[..., Command] = getattr(module, COMMANDS[name][1])
-    return tyro.cli(
-        kind, prog=f"albef {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    )
+    from albef.commands.common import without_none
+
+    kind: Callable[..., Command] = without_none(getattr(module, COMMANDS[name][1]))
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    return tyro.cli(kind, prog=f"albef {name}", args=rest, config=config)
 
 
 def _never_fail_to_print() -> None:

@@ -13,6 +13,7 @@ import torch
 from albef import distributed
 from albef.data.broken import BrokenCounter
 from albef.data.examples import ExampleSource, Kind, open_examples
+from albef.data.processor import Processor
 from albef.data.progress import with_bar
 from albef.data.records import Source
 from albef.data.sources import open_sources
@@ -33,6 +34,7 @@ ZERO_SHOT = (
 )
 Figures = dict[str, Any]
 Say = Callable[[str], None]
+Inputs = tuple[Any, Processor, ExampleSource]  # the model first
 
 
 def evaluate(
@@ -132,8 +134,9 @@ def _figures(
     if task == "retrieval":
         return _retrieval(pipeline, data, rules, say, counter)
     source = open_examples(KINDS[task], data, rules.image_root, rules.vg_root)
+    inputs: Inputs = (pipeline.model, pipeline.processor, source)
     if task == "grounding":
-        return _grounding(pipeline, source, rules, counter)
+        return _grounding(inputs, rules, counter)
     truth = "answer" if task == "vqa" else "label"
     if not any(example.answers or example.label is not None for example in map(source.__getitem__, range(len(source)))):
         if not rules.results:
@@ -142,18 +145,19 @@ def _figures(
                 f"--results FILE to have the model's written, or give a list with every {truth}"
             )
         say(f"no example has its {truth}: no figures but their number")
-    return (_answers if task == "vqa" else _labels)(pipeline, source, rules, say, counter)
+    figures, write, what = (_answers if task == "vqa" else _labels)(pipeline, inputs, rules, counter)
+    if rules.results and distributed.rank() == 0:
+        write(rules.results)
+        say(f"{what}: {rules.results}")
+    return figures
 
 
-def _grounding(pipeline: Pipeline, source: ExampleSource, rules: Rules, counter: BrokenCounter) -> Figures:
-    model: Any = pipeline.model
+def _grounding(inputs: Inputs, rules: Rules, counter: BrokenCounter) -> Figures:
     figures: Figures = {}
     for mode in rules.mode or grounding.MODES:
         counted = None if figures else counter  # the second map is of the same images
-        work = partial(
-            grounding.evaluate_phrases, model, pipeline.processor, source, mode, rules.layer, counter=counted
-        )
-        figures[mode] = with_bar(f"heat maps by {mode.upper()}", len(source), work)
+        work = partial(grounding.evaluate_phrases, *inputs, mode, rules.layer, counter=counted)
+        figures[mode] = with_bar(f"heat maps by {mode.upper()}", len(inputs[2]), work)
     return figures
 
 
@@ -161,12 +165,9 @@ def _retrieval(pipeline: Pipeline, data: Sequence[str], rules: Rules, say: Say, 
     model: Any = pipeline.model
     source = _pairs(data, rules)
     memory = ranking.TOKENS_GIB if rules.memory is None else rules.memory
-
-    def encode(tick: ranking.Tick) -> ranking.Gallery:
-        options: Any = {"captions_per_image": rules.captions, "memory": memory, "counter": counter}
-        return ranking.encode_gallery(model, pipeline.processor, source, tick=tick, **options)
-
-    gallery = with_bar("encoding images", len(source), encode)
+    encode = partial(ranking.encode_gallery, model, pipeline.processor, source, rules.captions)
+    work = partial(encode, memory=memory, counter=counter)
+    gallery = with_bar("encoding images", len(source), lambda tick: work(tick=tick))
     images, k = len(gallery.z_image), rules.k or 128
     # 0.1.0's words: scripts read them
     say(f"{images} pictures, {len(gallery.z_text)} texts, up to {k} candidates re-ranked")
@@ -185,32 +186,24 @@ def _pairs(data: Sequence[str], rules: Rules) -> Source:
         raise AlbefValueError(f"{', '.join(data)}: phrases, not captions; add --task grounding") from error
 
 
-def _answers(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say, counter: BrokenCounter) -> Figures:
-    model: Any = pipeline.model
+Written = tuple[Figures, Callable[[Path], None], str]
+"""Figures, what writes the results to a file, and what these are."""
+
+
+def _answers(pipeline: Pipeline, inputs: Inputs, rules: Rules, counter: BrokenCounter) -> Written:
     listed = answers_of.read_answers(rules.answers) if rules.answers else pipeline.answers
-    inputs = model, pipeline.processor, source, answers_of.checked_answers(listed), rules.k or 128, rules.official
-
-    def work(tick: ranking.Tick) -> tuple[Figures, dict[str | int, dict[str, str]]]:
-        return vqa.evaluate_questions(*inputs, tick=tick, counter=counter)
-
-    figures, given = with_bar("answering", len(source), work)
-    if rules.results and distributed.rank() == 0:
-        way = rules.way or "ranked"
-        vqa.write_results(rules.results, given, way)
-        say(f"{len(given)} answers, {way}: {rules.results}")
-    return figures
+    work = partial(vqa.evaluate_questions, *inputs, listed, rules.k or 128, rules.official, counter=counter)
+    figures, given = with_bar("answering", len(inputs[2]), lambda tick: work(tick=tick))
+    way = rules.way or "ranked"
+    return figures, lambda path: vqa.write_results(path, given, way), f"{len(given)} answers, {way}"
 
 
-def _labels(pipeline: Pipeline, source: ExampleSource, rules: Rules, say: Say, counter: BrokenCounter) -> Figures:
-    model: Any = pipeline.model
-    task: Any = nlvr2 if isinstance(model, AlbefForPairs) else classification
-    work = partial(classification.predict, model, pipeline.processor, source, counter=counter)
-    found = with_bar("judging", len(source), lambda tick: work(tick=tick))
-    if rules.results and distributed.rank() == 0:
-        task.write_results(rules.results, found, model.labels)
-        say(f"{len(found)} labels: {rules.results}")
-    figures: Figures = task.figures(found, model.labels)
-    return figures
+def _labels(pipeline: Pipeline, inputs: Inputs, rules: Rules, counter: BrokenCounter) -> Written:
+    task: Any = nlvr2 if isinstance(pipeline.model, AlbefForPairs) else classification
+    work = partial(classification.predict, *inputs, counter=counter)
+    found = with_bar("judging", len(inputs[2]), lambda tick: work(tick=tick))
+    labels = inputs[0].labels
+    return task.figures(found, labels), lambda path: task.write_results(path, found, labels), f"{len(found)} labels"
 
 
 def table(figures: Mapping[str, Any]) -> str:

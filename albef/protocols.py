@@ -36,7 +36,7 @@ class Rules:
     """What may be chosen of a measurement. What is left out is as in the paper; a task refuses what isn't its own."""
 
     image_root: str | None = None
-    """folder that the paths in JSON lists are relative to"""
+    """folder that the paths in JSON lists are relative to (by default the list's own)"""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """arithmetic: float32 as in published figures; bfloat16 is quicker where a device knows it"""
@@ -72,7 +72,7 @@ class Rules:
     """vqa: answers in the results (by default ranked)"""
 
     vg_root: str | None = None
-    """vqa: folder of Visual Genome's images"""
+    """vqa: folder of Visual Genome's images (by default as the others)"""
 
     mode: tuple[Literal["itm", "itc"], ...] = ()
     """grounding: kind of heat map (by default both)"""
@@ -84,7 +84,7 @@ class Rules:
         """ValueError for a value that a rule doesn't have; a single mode may be given by its name."""
         object.__setattr__(self, "mode", (self.mode,) if isinstance(self.mode, str) else tuple(self.mode))
         for name, hint in get_type_hints(Rules).items():
-            known, value = _choices(hint), getattr(self, name)
+            known, value = choices(hint), getattr(self, name)
             for one in value if isinstance(value, tuple) else [] if value is None else [value]:
                 if known and one not in known:
                     raise AlbefValueError(f"unknown {name} {one!r}; there are {', '.join(known)}")
@@ -97,7 +97,7 @@ class Rules:
         return {name: value for name, value in values.items() if not (value is None or value is False or value == ())}
 
 
-def _choices(hint: Any) -> list[str]:
+def choices(hint: Any) -> list[str]:
     """The names that a `Literal` allows, alone or inside of another type."""
     parts = get_args(hint)
-    return list(parts) if get_origin(hint) is Literal else [name for part in parts for name in _choices(part)]
+    return list(parts) if get_origin(hint) is Literal else [name for part in parts for name in choices(part)]

@@ -80,7 +80,7 @@ class Data:
     """Stop when more than this share of the images can't be read."""
 
     def __post_init__(self) -> None:
-        _check_values(self, "data.")
+        _check(Data, vars(self), "data.")
         low, high = self.crop_scale or (0, 1)
         if low > high:
             raise AlbefValueError(f"data.crop_scale is {self.crop_scale}, but must be the lower share and the higher")
@@ -114,7 +114,7 @@ class Optim:
     multiplied by there. Where several fit, the longest counts. 0 keeps a part as it is."""
 
     def __post_init__(self) -> None:
-        _check_values(self, "optim.")
+        _check(Optim, vars(self), "optim.")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ class Objective:
     """Restore the original's quirks: see docs/migrate.md."""
 
     def __post_init__(self) -> None:
-        _check_values(self, "objective.")
+        _check(Objective, vars(self), "objective.")
+        _check(Weights, vars(self.weights), "objective.weights.")
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class Recipe:
     """Write the figures for TensorBoard too."""
 
     def __post_init__(self) -> None:
-        _check_values(self)
-        _check_values(self.model, "model.")
+        _check(Recipe, vars(self))
+        _check(AlbefConfig, vars(self.model), "model.")
         if self.optim.schedule == "official" and not self.epochs:
             raise AlbefValueError(f"recipe {self.name!r}: optim.schedule `official` counts in epochs; set epochs")
         if self.objective.align_first and not self.objective.itc:
@@ -240,44 +241,37 @@ class Recipe:
 
 def _read(kind: type, values: dict[str, Any], source: str, prefix: str = "") -> Any:
     """A dataclass of `kind` from a file's values; its own `__post_init__` checks them."""
-    known = get_type_hints(kind)
-    for name in values:
+    known, built = _hints(kind), {}
+    for name, value in values.items():
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"the fields are {', '.join(known)}"
             raise AlbefValueError(f"{source}: unknown recipe field {prefix}{name}; {hint}")
-    built = {}
-    for name, value in values.items():
         if is_dataclass(part := known[name]):
             if not isinstance(value, dict):
                 raise AlbefValueError(f"{source}: {prefix}{name} is {value!r}, but must be an object with fields")
             value = _read(part, value, source, f"{prefix}{name}.")  # type: ignore[arg-type]
         built[name] = tuple(value) if isinstance(value, list) else value
     try:
-        for name, value in built.items():  # before `kind` computes with them
-            _check(value, _hints(kind)[name], prefix + name)
+        _check(kind, built, prefix)  # before `kind` computes with them
         return kind(**built)
     except AlbefValueError as error:
-        raise error if str(error).startswith(source) else AlbefValueError(f"{source}: {error}") from error
+        raise AlbefValueError(f"{source}: {error}") from error
 
 
-def _check_values(owner: Any, prefix: str = "") -> None:
+def _check(kind: type, values: dict[str, Any], prefix: str = "") -> None:
     """ValueError for a field whose value is not of its type, or out of the range that stands beside the field."""
-    kind: Any = type(owner)
-    for name, hint in _hints(kind).items():
-        _check(getattr(owner, name), hint, prefix + name)
-
-
-def _check(value: Any, hint: Any, name: str) -> None:
-    if not (type(value) is hint if is_dataclass(hint) else _fits(value, hint)):
-        raise AlbefValueError(f"{name} is {value!r}, but must be {_rule(hint, value)}")
+    for name, value in values.items():
+        hint = _hints(kind)[name]
+        if not _fits(value, hint):
+            raise AlbefValueError(f"{prefix}{name} is {value!r}, but must be {_rule(hint, value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     try:
         msgspec.convert(value, hint)
     except msgspec.ValidationError:
-        return False
+        return is_dataclass(hint) and type(value) is hint
     return True
 
 
@@ -301,4 +295,4 @@ def _rule(hint: Any, value: Any = None) -> str:
     if parts:  # a union
         return " or ".join(map(_rule, parts))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return words.get(hint, f"of type {hint.__name__}" if isinstance(hint, type) else str(hint))
+    return words.get(hint, f"of type {hint.__name__}")

@@ -61,12 +61,28 @@ def test_parquet_needs_pyarrow(run, tmp_path, monkeypatch) -> None:  # noqa: F81
         run("embed", "0.png", "--model", "absent", "--out", tmp_path / "v.parquet")
 
 
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "train"])
+def test_help_says_defaults_in_words(name: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.parse([name, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"albef {name}" in said and "None" not in said and "(default: )" not in said
+
+
+def test_a_wrong_choice_is_told_the_right_ones(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(["evaluate", "matching", "--data", "l.json", "--protocol", "cocoa"])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "unknown protocol 'cocoa'; there are coco, flickr30k, flickr30k-zero-shot" in said and "None" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("embed 0.png --model matching --out v.csv", "--out v.csv: its suffix says how it is written; give .npz or"),
         ("classify --model matching --labels a b", "no images; give at least one path"),
         ("embed --model matching --out v.npz", "nothing to embed; give paths of images, or --texts FILE"),
+        ("embed --texts no.txt --model matching --out v.npz", "--texts no.txt: no such file; give a file with a text"),
         ("embed 0.png --model matching --out absent/v.npz", "there is no folder absent; make it first"),
         ("embed 0.png --model answering --out v.npz", "can't embed images: load an AlbefModel"),
         ("classify 0.png --model matching --labels a b --template ring", "template 'ring': must hold {}"),

@@ -19,6 +19,7 @@ from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.models.config import preset
 from albef.models.flops import pretraining_flops
+from albef.objectives.weights import Weights
 from albef.recipe import Data, Objective, Optim, Recipe
 from albef.tasks import make_task
 from tests.worlds import make_world, tiny_recipe
@@ -363,6 +364,8 @@ def test_wrong_values_of_a_recipe_file(tmp_path, changes, said):
         (Optim, {"lr": float("nan")}, "optim.lr is nan"),
         (Data, {"crop_scale": (0.9, 0.1)}, "data.crop_scale is .*, but must be the lower share and the higher"),
         (Data, {"workers": -1}, "data.workers is -1, but must be at least 0"),
+        (Objective, {"weights": Weights(itm=-1.0)}, "objective.weights.itm is -1.0, but must be between 0 and"),
+        (Objective, {"weights": Weights(mlm=float("inf"))}, "objective.weights.mlm is inf, but must be between"),
     ],
 )
 def test_ranges_hold_wherever_a_recipe_is_made(part, changes, said):

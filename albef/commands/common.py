@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Any, get_origin, get_type_hints
+
+from tyro.conf import arg
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
+from albef.protocols import choices
 
 
 def image_size(text: str | None) -> int | tuple[int, int] | None:
@@ -41,3 +45,15 @@ def check_suffix(option: str, path: Path, kinds: Iterable[str], advice: str) -> 
     """ValueError for a file whose suffix says nothing that could be written."""
     if path.suffix.lower() not in kinds:
         raise AlbefValueError(f"{option} {path}: its suffix says how it is written; give {advice}")
+
+
+def without_none(kind: Any) -> Any:
+    """The class of a command, of which help and errors don't show the defaults `None` and `()`: the help has words."""
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        default = getattr(kind, name, "")
+        if default in (None, ()) and get_origin(hint) is not Annotated:
+            known = choices(hint) if default is None else []  # the class itself checks that it is one of them
+            metavar = f"{{{','.join(known)}}}" if known else None
+            shown: Any = str | None if known else hint
+            kind.__annotations__[name] = Annotated[shown, arg(metavar=metavar, help_behavior_hint="")]
+    return kind

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from albef.commands.common import check_places, check_suffix, image_size
-from albef.errors import AlbefRuntimeError, AlbefValueError
+from albef.errors import AlbefFileNotFoundError, AlbefRuntimeError, AlbefValueError
 from albef.files import printable, write_atomically
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Ground(_UseOfBoth):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify:
+class Classify(_Use):
     """Which of some labels suits each image best, without training for them.
 
     albef classify *.jpg --model runs/mine/model --labels cat dog "traffic light"
@@ -170,32 +170,20 @@ class Classify:
     labels: tuple[str, ...]
     """the labels to choose among"""
 
-    image_size: str | None = None
-    """pixels, if other than the model's: 384, or height and width, 256x512"""
-
     template: str = "a photo of a {}"
     """the text about an image; the label replaces {}"""
-
-    json: bool = False
-    """print JSON"""
 
     def run(self) -> None:
         if not self.images:
             raise AlbefValueError("no images; give at least one path")
-        from albef import pipeline
-
-        loaded = pipeline.load(self.model, image_size=image_size(self.image_size))
-        found = loaded.classify(list(self.images), list(self.labels), self.template)
+        found = self.loaded().classify(list(self.images), list(self.labels), self.template)
         both = list(zip(self.images, found, strict=True))
-        if self.json:
-            print(json.dumps([{"image": str(path), **asdict(one)} for path, one in both]))
-            return
-        for path, one in both:
-            print(printable(f"{_share(one.probabilities[one.label], one.label)}  {path}"))
+        rows = [{"image": str(path), **asdict(one)} for path, one in both]
+        self.show(rows, [f"{_share(one.probabilities[one.label], one.label)}  {path}" for path, one in both])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(_Use):
     """Unit vectors of images and texts, in the space that both share, to a file.
 
     albef embed *.jpg --model runs/mine/model --out vectors.npz
@@ -213,9 +201,6 @@ class Embed:
     out: Path
     """file to write, .npz or .parquet"""
 
-    image_size: str | None = None
-    """pixels, if other than the model's: 384, or height and width, 256x512"""
-
     texts: Path | None = None
     """file with a text a line"""
 
@@ -224,17 +209,18 @@ class Embed:
         check_suffix("--out", self.out, (".npz", ".parquet"), ".npz or .parquet")
         if not self.images and not self.texts:
             raise AlbefValueError("nothing to embed; give paths of images, or --texts FILE with a text a line")
+        if self.texts and not self.texts.exists():
+            raise AlbefFileNotFoundError(f"--texts {self.texts}: no such file; give a file with a text a line")
         from albef.data.reading import read_text
 
         write = _write_npz if self.out.suffix.lower() == ".npz" else _parquet_writer()
         texts = read_text(self.texts).splitlines() if self.texts else []
-        from albef import pipeline
-
-        loaded = pipeline.load(self.model, image_size=image_size(self.image_size))
+        loaded = self.loaded()
         names = [str(path) for path in self.images]
         vectors = loaded.embed_images(list(self.images)).numpy(), loaded.embed_texts(texts).numpy()
         write(self.out, names, texts, *vectors)
-        print(printable(f"{len(names)} images, {len(texts)} texts: {self.out}"))
+        counts = {"images": len(names), "texts": len(texts), "file": str(self.out)}
+        self.show(counts, [f"{len(names)} images, {len(texts)} texts: {self.out}"])
 
 
 def _write_npz(path: Path, images: list[str], texts: list[str], image_vectors: Any, text_vectors: Any) -> None:

@@ -2,31 +2,21 @@
 
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.broken import BrokenCounter, BrokenImage
-from albef.data.example_sets import CachedExamples, ExampleCollate, ExampleSet, read_examples
 from albef.data.examples import Example, ExampleSource, open_examples
 from albef.data.images import open_image
-from albef.data.loader import (
-    CachedSet,
-    Collate,
-    StepBatches,
-    TrainingSet,
-    make_loader,
-    stable_id,
-)
+from albef.data.loader import StepBatches, make_loader, read_examples
 from albef.data.processor import Processor
 from albef.data.records import Record, Source
 from albef.data.sources import open_sources
 from albef.data.text import build_tokenizer, clean_caption, clean_question, train_tokenizer
+from albef.data.training_set import CachedSet, Collate, TrainingSet, stable_id
 
 __all__ = [
     "BrokenCounter",
     "BrokenImage",
-    "CachedExamples",
     "CachedSet",
     "Collate",
     "Example",
-    "ExampleCollate",
-    "ExampleSet",
     "ExampleSource",
     "Processor",
     "RandAugment",

@@ -1,12 +1,10 @@
 """Samples and batches for training; each is a pure function of seed and step, so a run goes on exactly where it was.
 
-A sample is asked for by its epoch and index. A batch has B samples of L tokens and H x W pixels. image_id and text_id
-are 63-bit hashes: image_id is equal for records of the same image, text_id for captions that clean to the same words.
+A sample is asked for by its epoch and index. An example has P images of H x W pixels; a record has one.
 """
 
 import dataclasses
 import functools
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -15,30 +13,26 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
-from albef.data.augment import TrainTransform
 from albef.data.broken import Broken, BrokenCounter, BrokenImage, listing
 from albef.data.forkserver import SERVER_OF
 from albef.data.images import open_image
 from albef.data.processor import Processor
 from albef.data.progress import tracked
 from albef.data.reading import is_passing
-from albef.data.records import THREADS, Record, Source
-from albef.data.text import clean_caption
+from albef.data.records import THREADS, Example, Read, Record, Records, Source
 from albef.errors import AlbefError, AlbefRuntimeError, AlbefValueError
 
-if TYPE_CHECKING:
-    from albef.batches import PairBatch
-
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 Batch = TypeVar("Batch")
 Pair = tuple[int, int]  # epoch, index of the sample in its source
 MAX_REPLACEMENTS = 20
@@ -48,56 +42,59 @@ NO_GUARD = (
 )
 
 
-def stable_id(text: str) -> int:
-    """Returns a 63-bit hash of a text, the same on every machine and in every run."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def read_record(source: Records[Read], index: int) -> Read:
+    """Returns an example, or a record that has a caption; BrokenImage when it cannot be read.
 
-
-def caption_draws(seed: int, pairs: Sequence[Pair]) -> NDArray[np.uint64]:
-    """Draws evenly spread numbers uint64 [B], by splitmix64. The remainder by the number of captions chooses one."""
-    table = np.array(pairs, dtype=np.uint64).reshape(-1, 2)
-    value = np.full(len(table), seed, dtype=np.uint64)
-    for part in (table[:, 0], table[:, 1]):
-        value = (value ^ part) + np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        value = value ^ (value >> np.uint64(31))
-    return value
-
-
-def read_sample(source: Source, index: int) -> tuple[Record, Image.Image]:
-    """Returns a record and its decoded image; BrokenImage when one cannot be read, or there is no caption."""
-    record = read_record(source, index)
-    return record, open_image(record.image, record.name)
-
-
-def read_record(source: Source, index: int) -> Record:
-    """Returns a record that has a caption; BrokenImage when it cannot be read. Faults of the machine pass on."""
+    Faults of the machine pass on.
+    """
     try:
         record = source[index]
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and is_passing(error):
             raise
         raise BrokenImage(f"record {index}", str(error), "mend it or leave it out") from error
-    if not record.captions:
+    if isinstance(record, Record) and not record.captions:
         raise BrokenImage(record.name, "it has no caption", "add one or leave it out")
     return record
+
+
+def read_sample(source: Records[Read], index: int) -> tuple[Read, list[Image.Image]]:
+    """Returns a record or an example without its images, and these decoded; BrokenImage when one cannot be read.
+
+    If an example has no `size`, it gets that of its first image.
+    """
+    record = read_record(source, index)
+    opened = [open_image(image, name_of(record, image)) for image in record.images]
+    if isinstance(record, Example) and record.size is None:
+        record = dataclasses.replace(record, size=(opened[0].height, opened[0].width))
+    return record.without_images(), opened
+
+
+def name_of(record: Record | Example, image: bytes | Path) -> str | None:
+    """What a message calls one of the record's images; a file is named by its path."""
+    return record.name if isinstance(image, bytes) else None
 
 
 def read_images(
     source: Source, indices: Sequence[int], processor: Processor, counter: BrokenCounter | None = None
 ) -> tuple[list[Record], Tensor]:
     """Returns records without the bytes of their images, and their pixels uint8 [n, 3, H, W]; see `readable_of`."""
-    found = readable_of(lambda index: _resized(source, processor, index), indices, counter)
-    empty = torch.empty(0, 3, *processor.image_size, dtype=torch.uint8)
-    return [record for record, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
+    records, pixels = read_examples(source, indices, processor, counter)
+    return records, pixels[:, 0]
 
 
-def _resized(source: Source, processor: Processor, index: int) -> tuple[Record, Tensor]:
-    """Returns a record without the bytes of its image, and its pixels uint8 [3, H, W]."""
-    record, opened = read_sample(source, index)
-    return dataclasses.replace(record, image=b""), processor.resize(opened)
+def read_examples(
+    source: Records[Read], indices: Sequence[int], processor: Processor, counter: BrokenCounter | None = None
+) -> tuple[list[Read], Tensor]:
+    """Returns examples without their images, and their pixels uint8 [n, P, 3, H, W]; see `readable_of`."""
+
+    def read(index: int) -> tuple[Read, Tensor]:
+        example, images = read_sample(source, index)
+        return example, torch.stack([processor.resize(image) for image in images])
+
+    found = readable_of(read, indices, counter)
+    empty = torch.empty(0, 1, 3, *processor.image_size, dtype=torch.uint8)
+    return [example for example, _ in found], torch.stack([pixels for _, pixels in found]) if found else empty
 
 
 def readable_of(
@@ -138,43 +135,6 @@ def read_or_replace(
     raise AlbefRuntimeError(f"{MAX_REPLACEMENTS} images in a row could not be read, {listing(broken)}; check the data")
 
 
-class TrainingSet(Dataset[dict[str, Any]]):
-    """Augmented images with a randomly chosen caption.
-
-    An image that cannot be read is replaced by another one, drawn from the sample's own random numbers, and reported
-    under "broken". `transform` defaults to the original's crop and flip at the processor's size.
-    """
-
-    def __init__(
-        self, source: Source, processor: Processor, transform: TrainTransform | None = None, seed: int = 0
-    ) -> None:
-        self.source, self.processor, self.seed = source, processor, seed
-        self.transform = transform or TrainTransform(processor.image_size)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, pair: Pair) -> dict[str, Any]:
-        """Gives `pixel_values` uint8 [3, H, W], `caption` as it is written, the numbers `image_id` and `text_id`, and
-        `broken` [(name, reason)]."""
-        rng = np.random.default_rng([self.seed, *pair])
-        (record, pixels), broken = read_or_replace(
-            functools.partial(self._read, rng=rng), pair[1], len(self.source), rng
-        )
-        caption = record.captions[int(caption_draws(self.seed, [pair])[0] % np.uint64(len(record.captions)))]
-        return {
-            "pixel_values": pixels,
-            "caption": caption,
-            "image_id": stable_id(record.image_id),
-            "text_id": stable_id(clean_caption(caption, self.processor.max_words)),
-            "broken": broken,
-        }
-
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[Record, Tensor]:
-        record = read_record(self.source, index)
-        return record, self.transform.read(record.image, rng, record.name)
-
-
 class StepBatches:
     """Says which samples make up which step: lists of (epoch, index), from step `start` to `steps` - 1.
 
@@ -213,90 +173,6 @@ class StepBatches:
         return [(epoch, index) for index in self._order[first : first + self.share].tolist()]
 
 
-class Collate:
-    """Makes a batch of samples of a TrainingSet.
-
-    Captions are cleaned and cut to `max_tokens`, by default the processor's.
-    """
-
-    def __init__(self, processor: Processor, max_tokens: int | None = None) -> None:
-        self.processor, self.max_tokens = processor, max_tokens
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> "PairBatch":
-        """Gives `pixel_values` uint8 [B, 3, H, W]; `input_ids` and `attention_mask` [B, L], `image_id` and `text_id`
-        [B], all int64; and `broken`."""
-        words = self.processor.texts([sample["caption"] for sample in samples], self.max_tokens)
-        return {
-            # default_collate stacks in the memory that a worker shares with the process that trains.
-            "pixel_values": default_collate([sample["pixel_values"] for sample in samples]),
-            "input_ids": words["input_ids"],
-            "attention_mask": words["attention_mask"],
-            "image_id": torch.tensor([sample["image_id"] for sample in samples]),
-            "text_id": torch.tensor([sample["text_id"] for sample in samples]),
-            "broken": [entry for sample in samples for entry in sample["broken"]],
-        }
-
-
-class CachedSet:
-    """A source whose images fit into memory: they are decoded, resized and tokenised once, and come in whole batches.
-
-    pixels      uint8 [N, 3, H, W], bicubic at `image_size` (height, width; default: the processor's), not augmented
-    broken      the images that could not be read; they are not among the N, and never drawn
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        processor: Processor,
-        image_size: tuple[int, int] | None = None,
-        max_tokens: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.seed, self.broken = seed, Broken()
-        processor = dataclasses.replace(processor, image_size=image_size or processor.image_size)
-        self.pixels = torch.empty(len(source), 3, *processor.image_size, dtype=torch.uint8)
-        image_ids: list[int] = []
-        captions: list[list[str]] = []
-        for found in read_all(lambda index: _resized(source, processor, index), len(source)):
-            if isinstance(found, BrokenImage):
-                self.broken.append((found.name, found.reason))
-            else:
-                record, self.pixels[len(captions)] = found
-                image_ids.append(stable_id(record.image_id))
-                captions.append(record.captions)
-        if not captions:
-            raise AlbefValueError(f"none of {len(source)} images could be read, {listing(self.broken)}; check the data")
-        self.pixels = self.pixels[: len(captions)]
-        self.image_ids = torch.tensor(image_ids)
-        self._keep_captions(captions, processor, max_tokens)
-
-    def _keep_captions(self, captions: list[list[str]], processor: Processor, max_tokens: int | None) -> None:
-        counts = np.array([len(texts) for texts in captions])
-        self.caption_counts, self.first_captions = counts, np.cumsum(counts) - counts
-        texts = [clean_caption(text, processor.max_words) for own in captions for text in own]
-        self.text_ids = torch.tensor([stable_id(text) for text in texts])
-        self.tokens = processor.texts(texts, max_tokens, clean=False)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, pairs: Sequence[Pair]) -> "PairBatch":
-        """Gives a batch as Collate does, with unaugmented images. An index counts the readable images from 0."""
-        rows = np.array([index for _, index in pairs])
-        draws = caption_draws(self.seed, pairs) % self.caption_counts[rows].astype(np.uint64)
-        texts = torch.from_numpy(self.first_captions[rows] + draws.astype(np.int64))
-        mask = self.tokens["attention_mask"][texts]
-        length = int(mask.sum(1).max())
-        return {
-            "pixel_values": self.pixels[torch.from_numpy(rows)],
-            "input_ids": self.tokens["input_ids"][texts, :length],
-            "attention_mask": mask[:, :length],
-            "image_id": self.image_ids[torch.from_numpy(rows)],
-            "text_id": self.text_ids[texts],
-            "broken": [],
-        }
-
-
 def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenImage]:
     """Yields what `read` returns for 0 .. count - 1, in order, or the BrokenImage that it raises, and draws a bar."""
     yield from tracked(_attempts(read, range(count)), count, "reading images")
@@ -304,15 +180,16 @@ def read_all(read: Callable[[int], Item], count: int) -> Iterator[Item | BrokenI
 
 def _attempts(read: Callable[[int], Item], indices: Sequence[int]) -> Iterator[Item | BrokenImage]:
     """Yields in order what `read` returns, or the BrokenImage that it raises; several are read at a time."""
-
-    def attempt(index: int) -> Item | BrokenImage:
-        try:
-            return read(index)
-        except BrokenImage as error:
-            return error
-
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(attempt, indices)
+        yield from pool.map(functools.partial(attempt, read), indices)
+
+
+def attempt(read: Callable[[Item], Found], item: Item) -> Found | BrokenImage:
+    """What `read` returns, or the BrokenImage that it raises."""
+    try:
+        return read(item)
+    except BrokenImage as error:
+        return error
 
 
 def make_loader(

@@ -11,9 +11,9 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from albef.files import printable
 SMALL = 2**20  # bytes that an array may have to be sent by value
 OPEN_FILES = "/proc/self/fd"  # where Linux shows a process the files that it has open
 THREADS = min(8, os.cpu_count() or 1)  # that read files side by side
+Read = TypeVar("Read", "Record", "Example", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,30 @@ class Record:
     category: str | None = None
 
     @property
+    def images(self) -> tuple[bytes | Path]:
+        """As an example has them."""
+        return (self.image,)
+
+    def without_images(self) -> "Record":
+        return replace(self, image=b"")
+
+    @property
     def picture(self) -> bytes | Path:
         """What version 0.1.0 called `image`."""
         warnings.warn("Record.picture is now Record.image", DeprecationWarning, stacklevel=2)
         return self.image
 
 
-class Source(Protocol):
-    """A sequence of records; reading one raises ValueError that names it when its texts are damaged."""
+class Records(Protocol[Read]):
+    """A sequence of records or examples, whose images nobody has looked at yet."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Read: ...
+
+
+class Source(Records[Record], Protocol):
+    """A sequence of records; reading one raises ValueError that names it when its texts are damaged."""
 
     def captions(self, index: int) -> list[str]:
         """The record's captions alone, without reading its image."""
@@ -94,13 +107,11 @@ class Example:
     size: tuple[int, int] | None = None
     split: str = ""
 
+    def without_images(self) -> "Example":
+        return replace(self, images=())
 
-class ExampleSource(Protocol):
-    """A sequence of examples, whose images nobody has looked at yet."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
+ExampleSource = Records[Example]
 
 
 class ChainSource:

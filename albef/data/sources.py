@@ -12,6 +12,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,10 +51,14 @@ def open_sources(paths: Sequence[str | Path], image_root: str | Path | None = No
 
 
 def checked_paths(caller: str, paths: Sequence[str | Path]) -> list[str]:
-    """The paths as strings; TypeError for a single one."""
+    """The paths as strings; TypeError for a single one, a warning for one that is given twice."""
     if isinstance(paths, (str, Path)):
         kind = "string" if isinstance(paths, str) else "path"
         raise TypeError(f"{caller} wants a list of paths, got the {kind} {str(paths)!r}; write [path]")
+    for place, times in Counter(map(os.path.abspath, paths)).items():
+        if times > 1:
+            what = f"{place} is given {times} times, and its samples count as often"
+            warnings.warn(f"{what}; name it once, unless that is meant", stacklevel=3)
     return list(map(str, paths))
 
 
@@ -190,7 +195,8 @@ def _faults(record: dict[str, Any]) -> Iterator[Fault]:
 class FolderSource:
     """A folder of images with a `.txt` of the same name beside each, one caption per line; subfolders included.
 
-    The rules by which image and text belong together are those of shards (`formats.Gathered`).
+    Folders whose names begin with a dot, such as `.git`, are passed over. The rules by which image and text belong
+    together are those of shards (`formats.Gathered`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -241,7 +247,8 @@ def _instead(folder: Path) -> str:
 
 
 def _files_below(folder: Path) -> Iterator[str]:
-    """Names within the folder of all files in it and its subfolders. OSError for one that cannot be listed.
+    """Names within the folder of all files in it and its subfolders but hidden ones. OSError for one that cannot be
+    listed.
 
     Links to folders elsewhere are followed, each once; those to a folder that is read anyway are not.
     """
@@ -260,6 +267,7 @@ def _files_below(folder: Path) -> Iterator[str]:
         raise error
 
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = sorted(name for name in folders if is_new(os.path.join(place, name)))
+        shown = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in shown if is_new(os.path.join(place, name)))
         inner = Path(place).relative_to(folder)
         yield from ((inner / name).as_posix() for name in sorted(files))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from albef.batches import LabelBatch
 from albef.data.broken import BrokenCounter
-from albef.data.example_sets import Encode
 from albef.data.examples import Example, ExampleSource, Kind
 from albef.data.processor import Processor
+from albef.data.training_set import Encode
 from albef.errors import AlbefValueError
 from albef.files import write_atomically
 from albef.metrics.classification import accuracy

@@ -12,8 +12,8 @@ from torch import Tensor
 from albef import distributed
 from albef.data.ahead import ahead
 from albef.data.broken import BrokenCounter
-from albef.data.example_sets import read_examples
 from albef.data.examples import Example, ExampleSource
+from albef.data.loader import read_examples
 from albef.data.processor import Processor
 from albef.errors import AlbefValueError
 

@@ -220,7 +220,7 @@ def judge(grid: Tensor | np.ndarray, example: Example) -> Figures:
     invisible       names the phrase if no right box shows anything of the image, else empty
     """
     truths = checked_boxes(example)
-    assert example.size is not None  # read_example gives it
+    assert example.size is not None  # read_sample gives it
     at, heat = boxes.point(grid, *example.size), boxes.upsample(grid, *example.size)
 
     def overlap(box: Box) -> float:

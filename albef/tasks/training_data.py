@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from albef.batches import Batch, PairBatch
 from albef.data.augment import TrainTransform
 from albef.data.broken import BrokenImage
-from albef.data.example_sets import CachedExamples, Encode, ExampleCollate, ExampleSet, read_example
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
-from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, make_loader, read_sample
+from albef.data.loader import StepBatches, make_loader, read_sample
 from albef.data.processor import Processor
 from albef.data.sources import Source, captions_of, open_sources
+from albef.data.training_set import CachedSet, Collate, Encode, TrainingSet, caption_batch
 from albef.errors import AlbefValueError
 from albef.recipe import Recipe
 
@@ -34,14 +35,17 @@ class Pairs:
         step = max(1, len(self.source) // MOST_TEXTS)
         return captions_of(self.source, range(0, len(self.source), step))
 
-    def in_memory(self, processor: Processor) -> CachedSet:
-        data, size = self.recipe.data, self.recipe.data.cache_size
-        return CachedSet(self.source, processor, (size, size), data.max_tokens, self.recipe.seed)
+    def in_memory(self, processor: Processor) -> CachedSet[PairBatch]:
+        size = self.recipe.data.cache_size
+        return CachedSet(self.source, processor, (size, size), self._encode_with(processor), self.recipe.seed)
 
     def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[PairBatch]:
         training = TrainingSet(self.source, processor, transform, self.recipe.seed)
-        collate = Collate(processor, self.recipe.data.max_tokens)
+        collate = Collate(self._encode_with(processor))
         return iter(make_loader(training, order, collate, self.recipe.data.workers))
+
+    def _encode_with(self, processor: Processor) -> Encode[PairBatch]:
+        return partial(caption_batch, processor, self.recipe.data.max_tokens)
 
 
 class Examples(Generic[Batch]):
@@ -69,18 +73,18 @@ class Examples(Generic[Batch]):
             example = self.source[index]
             yield from (example.text, *example.answers)
 
-    def in_memory(self, processor: Processor) -> CachedExamples[Batch]:
+    def in_memory(self, processor: Processor) -> CachedSet[Batch]:
         size = self.recipe.data.cache_size
-        cached = CachedExamples(self.source, processor, (size, size), self.encode_with(processor))
-        for example in cached.examples:
+        cached = CachedSet(self.source, processor, (size, size), self.encode_with(processor))
+        for example in cached.records:
             self.check(example)
         return cached
 
     def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[Batch]:
         for index in range(len(self.source)):
             self.check(self.source[index])
-        training = ExampleSet(self.source, processor, transform, self.recipe.seed)
-        collate = ExampleCollate(self.encode_with(processor))
+        training = TrainingSet(self.source, processor, transform, self.recipe.seed)
+        collate = Collate(self.encode_with(processor))
         return iter(make_loader(training, order, collate, self.recipe.data.workers))
 
 
@@ -93,7 +97,7 @@ def open_pairs(recipe: Recipe) -> tuple[Source, Source | None]:
 def open_both(kind: Kind, recipe: Recipe) -> tuple[ExampleSource, ExampleSource | None]:
     """Opens both sources as `open_pairs` does, for examples of a kind."""
     data = recipe.data
-    return _open(recipe, lambda paths: open_examples(kind, paths, data.image_root, data.vg_root), read_example)
+    return _open(recipe, lambda paths: open_examples(kind, paths, data.image_root, data.vg_root), read_sample)
 
 
 def _open(

@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.broken import BrokenCounter
 from albef.data.images import open_image
-from albef.data.loader import CachedSet, Collate, StepBatches, TrainingSet, caption_draws, make_loader, stable_id
+from albef.data.loader import StepBatches, make_loader
+from albef.data.records import Record
 from albef.data.sources import open_sources
+from albef.data.training_set import CachedSet, Collate, TrainingSet, caption_batch, caption_draws, stable_id
 from albef.errors import AlbefRuntimeError
 from tests.data.conftest import image, write_json, write_tar
 
@@ -38,6 +42,14 @@ def same(first, second):
         assert value.equal(second[key]) if isinstance(value, torch.Tensor) else value == second[key], key
 
 
+def collated(processor):
+    return Collate(partial(caption_batch, processor, None))
+
+
+def cached_set(source, processor, image_size=(16, 24), max_tokens=None, seed=0):
+    return CachedSet(source, processor, image_size, partial(caption_batch, processor, max_tokens), seed)
+
+
 def test_stable_ids_never_change():
     assert stable_id("a dog") == 9151722581430185315
     assert stable_id("a cat") != stable_id("a dog")
@@ -57,11 +69,11 @@ def test_caption_draws_are_even_and_independent():
 class TestTrainingSet:
     def test_a_sample(self, source, processor):
         sample = TrainingSet(source, processor)[0, 3]
-        assert sample["pixel_values"].shape == (3, 16, 24)
+        assert sample["pixel_values"].shape == (1, 3, 16, 24)
         assert sample["pixel_values"].unique().tolist() == [60]
-        assert sample["caption"] in ("A dog 3.", "a cat 3")
-        assert sample["text_id"] in (stable_id("a dog 3"), stable_id("a cat 3"))
-        assert sample["image_id"] == stable_id(source[3].image_id)
+        (caption,) = sample["record"].captions
+        assert caption in ("A dog 3.", "a cat 3")
+        assert sample["record"] == replace(source[3], image=b"", captions=[caption])
         assert sample["broken"] == []
 
     def test_depends_on_seed_epoch_and_index_only(self, source, processor):
@@ -72,16 +84,16 @@ class TestTrainingSet:
 
         for first, second in zip(samples(1), samples(1), strict=True):
             same(first, second)
-        captions = {seed: [sample["caption"] for sample in samples(seed)] for seed in (1, 2)}
+        captions = {seed: [sample["record"].captions[0] for sample in samples(seed)] for seed in (1, 2)}
         assert len(set(captions[1])) == 4
         assert captions[1] != captions[2]
 
     def test_broken_images_are_replaced_and_named(self, half_broken, processor):
         data = TrainingSet(half_broken, processor)
-        good = {stable_id(half_broken[n].image_id) for n in (0, 2, 4)}
+        good = {half_broken[n].image_id for n in (0, 2, 4)}
         for index in range(8):
             sample = data[0, index]
-            assert sample["image_id"] in good
+            assert sample["record"].image_id in good
             reasons = {name.rpartition("/")[2]: reason for name, reason in sample["broken"]}
             assert (f"{index}.png" in reasons) == (index % 2 == 1 or index == 6)
             assert reasons.pop("6.png", "it has no caption") == "it has no caption"
@@ -139,7 +151,8 @@ class TestStepBatches:
 class TestLoading:
     def test_batch(self, source, processor):
         batches = StepBatches(12, 4, steps=3)
-        batch = next(iter(make_loader(TrainingSet(source, processor), batches, Collate(processor, max_tokens=3))))
+        collate = Collate(partial(caption_batch, processor, 3))
+        batch = next(iter(make_loader(TrainingSet(source, processor), batches, collate)))
         assert batch["pixel_values"].shape == (4, 3, 16, 24)
         assert batch["pixel_values"].dtype == torch.uint8
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 3)
@@ -148,18 +161,25 @@ class TestLoading:
         assert batch["broken"] == []
 
     def test_captions_are_cleaned_and_padded_to_the_longest(self, processor):
-        sample = {"pixel_values": torch.zeros(3, 2, 2, dtype=torch.uint8), "image_id": 1, "text_id": 2, "broken": []}
-        batch = Collate(processor)([{**sample, "caption": "A DOG!"}, {**sample, "caption": "", "broken": [("a", "b")]}])
+        pixels = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+        first, second = Record("a", b"", ["A DOG!"], "1"), Record("b", b"", [""], "2")
+        batch = collated(processor)(
+            [
+                {"pixel_values": pixels, "record": first, "broken": []},
+                {"pixel_values": pixels, "record": second, "broken": [("a", "b")]},
+            ]
+        )
         expected = processor.texts(["a dog", ""], clean=False)
         assert batch["input_ids"].equal(expected["input_ids"])
         assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+        assert batch["text_id"].tolist() == [stable_id("a dog"), stable_id("")]
         assert batch["broken"] == [("a", "b")]
 
     def test_workers_give_the_same_batches(self, source, processor):
         def batches(workers, start):
             data = TrainingSet(source, processor, TrainTransform((8, 8), augment=RandAugment()), seed=2)
             steps = StepBatches(len(data), 4, steps=5, seed=2, start=start)
-            return list(make_loader(data, steps, Collate(processor), workers))
+            return list(make_loader(data, steps, collated(processor), workers))
 
         alone, together = batches(0, start=0), batches(2, start=1)
         assert len(together) == 4
@@ -242,12 +262,12 @@ class TestCachedSet:
     def test_same_batch_as_the_loader_but_for_augmentation(self, source, processor):
         whole = TrainTransform(processor.image_size, scale=None, flip=False)
         data = TrainingSet(source, processor, whole, seed=9)
-        cached = CachedSet(source, processor, seed=9)
+        cached = cached_set(source, processor, (16, 24), seed=9)
         for batch in StepBatches(len(cached), 5, steps=6, seed=9):
-            same(cached.batch(batch), Collate(processor)([data[pair] for pair in batch]))
+            same(cached.batch(batch), collated(processor)([data[pair] for pair in batch]))
 
     def test_own_size(self, source, processor):
-        cached = CachedSet(source, processor, (6, 5), max_tokens=2)
+        cached = cached_set(source, processor, (6, 5), max_tokens=2)
         assert cached.pixels.shape == (12, 3, 6, 5)
         assert cached.batch([(0, 11), (3, 0)])["input_ids"].shape == (2, 2)
         assert cached.batch([(0, 11)])["pixel_values"].unique().tolist() == [220]
@@ -256,11 +276,11 @@ class TestCachedSet:
     def test_resizing_is_the_processors(self, tmp_path, processor):
         (tmp_path / "a.png").write_bytes(image((3, 140, 250), size=(90, 70)))
         (tmp_path / "a.txt").write_text("dog")
-        cached = CachedSet(open_sources([str(tmp_path)]), processor)
+        cached = cached_set(open_sources([str(tmp_path)]), processor)
         assert cached.pixels[0].equal(processor.resize(open_image(tmp_path / "a.png")))
 
     def test_broken_images_are_never_drawn(self, half_broken, processor):
-        cached = CachedSet(half_broken, processor)
+        cached = cached_set(half_broken, processor)
         assert len(cached) == 3
         assert [name[-5:] for name, _ in cached.broken] == ["1.png", "3.png", "5.png", "6.png", "7.png"]
         batch = cached.batch([(0, index) for index in range(3)])
@@ -269,8 +289,8 @@ class TestCachedSet:
 
     def test_nothing_readable(self, tmp_path, processor):
         file = write_json(tmp_path / "l.json", [{"image": "gone.png", "caption": "x"}])
-        with pytest.raises(ValueError, match=r"none of 1 images could be read, .*gone\.png \(no such file\)"):
-            CachedSet(open_sources([str(file)]), processor)
+        with pytest.raises(ValueError, match=r"none of 1 records could be read, .*gone\.png \(no such file\)"):
+            cached_set(open_sources([str(file)]), processor)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -279,7 +299,7 @@ def test_the_error_of_a_worker_is_raised_as_it_is(tmp_path, processor, workers):
         (tmp_path / f"{number}.png").write_bytes(b"damage")
         (tmp_path / f"{number}.txt").write_text("a dog")
     training = TrainingSet(open_sources([str(tmp_path)]), processor)
-    loader = make_loader(training, StepBatches(2, 2, 1), Collate(processor), workers)
+    loader = make_loader(training, StepBatches(2, 2, 1), collated(processor), workers)
     with pytest.raises(AlbefRuntimeError, match=r"^20 images in a row could not be read, .*; check the data$"):
         next(iter(loader))
 

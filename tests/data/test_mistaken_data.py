@@ -213,6 +213,18 @@ class TestFolders:
         os.symlink(tmp_path, other / "above")
         assert sorted(captions(opened(folder)[0])) == ["0.txt", "1.txt"]
 
+    def test_hidden_folders_are_passed_over(self, tmp_path):
+        folder = self.fill(tmp_path / ".a", "0.png", "0.txt")
+        self.fill(folder / ".thumbnails", "0.png", "0.txt", "1.png")
+        assert captions(opened(folder)[0]) == ["0.txt"]
+
+    @pytest.mark.parametrize("again", ["a", "./a"])
+    def test_one_given_twice(self, tmp_path, monkeypatch, again):
+        self.fill(tmp_path / "a", "0.png", "0.txt")
+        monkeypatch.chdir(tmp_path)
+        with pytest.warns(UserWarning, match=r"/a is given 2 times, and its samples count as often; name it once"):
+            assert len(open_sources(["a", again])) == 2
+
     def test_captions_of_another_suffix(self, tmp_path):
         folder = self.fill(tmp_path / "a", "0.png", "0.caption", "1.png", "1.txt", "README.md")
         assert "1 without a caption (passed over beside them: 1 .caption; images" in opened(folder)[1]

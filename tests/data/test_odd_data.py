@@ -22,9 +22,10 @@ from albef.data import formats, images, reading, shards
 from albef.data.broken import BrokenImage, listing
 from albef.data.examples import open_examples
 from albef.data.images import open_crop, open_image
-from albef.data.loader import TrainingSet, read_record
+from albef.data.loader import read_record
 from albef.data.records import Record
 from albef.data.sources import open_sources
+from albef.data.training_set import TrainingSet
 from albef.errors import AlbefRuntimeError, AlbefValueError
 from tests.data.conftest import image, write_json
 

@@ -241,7 +241,8 @@ class TestProgress:
 class TestOpening:
     def test_sources_of_different_kinds_follow_each_other(self, tmp_path, colours):
         tar = write_tar(tmp_path / "x.tar", {"k.png": RED, "k.txt": b"red"})
-        source = open_sources([str(tar), str(colours), str(tar), str(tar)])
+        with pytest.warns(UserWarning, match=r"x\.tar is given 3 times"):
+            source = open_sources([str(tar), str(colours), str(tar), str(tar)])
         assert len(source) == 15
         assert [source[i].captions[0] for i in (0, 1, 12, 13, 14)] == ["red", "A dog 0.", "A dog 11.", "red", "red"]
         for index in (15, -1):

@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 
-from albef.data import example_sets
+from albef.data import training_set
 from albef.data.augment import RandAugment, TrainTransform
-from albef.data.example_sets import CachedExamples, ExampleCollate, ExampleSet, read_examples
 from albef.data.examples import open_examples
 from albef.data.images import open_image
-from albef.data.loader import StepBatches, make_loader
+from albef.data.loader import StepBatches, make_loader, read_examples
+from albef.data.training_set import CachedSet, Collate, TrainingSet
 from tests.data.conftest import image, write_json
 
 
@@ -82,11 +82,11 @@ class TestReadExamples:
         assert examples[0].name == "world:test/0"
 
 
-class TestExampleSet:
+class TestTrainingSet:
     def test_a_sample(self, questions, processor):
-        sample = ExampleSet(questions, processor)[0, 4]
-        assert sample["example"].text == "what 4?"
-        assert sample["example"].images == ()
+        sample = TrainingSet(questions, processor)[0, 4]
+        assert sample["record"].text == "what 4?"
+        assert sample["record"].images == ()
         assert sample["pixel_values"].shape == (1, 3, 16, 24)
         assert (greys(sample["pixel_values"]), sample["broken"]) == ([100], [])
 
@@ -94,7 +94,7 @@ class TestExampleSet:
         source = open_examples("pairs", ["world:train/20"])
 
         def samples(seed):
-            data = ExampleSet(source, processor, TrainTransform((16, 24), augment=RandAugment()), seed)
+            data = TrainingSet(source, processor, TrainTransform((16, 24), augment=RandAugment()), seed)
             return [data[epoch, index]["pixel_values"] for epoch in range(2) for index in (0, 5)]
 
         first, again, other = samples(1), samples(1), samples(2)
@@ -106,50 +106,50 @@ class TestExampleSet:
         records = [{"images": ["noise.png"] * 2, "sentence": "dog", "label": "True"}]
         (folder / "noise.png").write_bytes(open_examples("vqa", ["world:test/1"])[0].images[0])
         source = open_examples("pairs", [str(write_json(folder / "pairs.json", records))])
-        left, right = ExampleSet(source, processor, TrainTransform((16, 24)))[0, 0]["pixel_values"]
+        left, right = TrainingSet(source, processor, TrainTransform((16, 24)))[0, 0]["pixel_values"]
         assert not left.equal(right)
 
     def test_broken_images_are_replaced_and_named(self, pairs, processor):
-        data = ExampleSet(pairs, processor)
+        data = TrainingSet(pairs, processor)
         for index in (2, 3):
             sample = data[0, index]
-            assert sample["example"].key in (0, 1)
+            assert sample["record"].key in (0, 1)
             assert {name[-5:] for name, _ in sample["broken"]} == {"3.png"}
             same(sample, data[0, index])
 
     def test_gives_up_when_nothing_can_be_read(self, folder, processor):
         source = open_examples("vqa", [str(write_json(folder / "l.json", [{"image": "3.png", "question": "x"}]))])
         with pytest.raises(RuntimeError, match=r"20 images in a row could not be read, .*3\.png"):
-            ExampleSet(source, processor)[0, 0]
+            TrainingSet(source, processor)[0, 0]
 
 
 class TestBatches:
     def test_of_one_image(self, questions, processor):
-        loader = make_loader(ExampleSet(questions, processor), StepBatches(8, 4, steps=3), ExampleCollate(encode))
+        loader = make_loader(TrainingSet(questions, processor), StepBatches(8, 4, steps=3), Collate(encode))
         batch = next(iter(loader))
         assert batch["pixel_values"].shape == (4, 3, 16, 24)
         assert batch["key"].shape == (4,)
         assert all(name[-5:] == "3.png" for name, _ in batch["broken"])
 
     def test_of_pairs(self, pairs, processor):
-        data = ExampleSet(pairs, processor)
-        batch = ExampleCollate(encode)([data[0, 1], data[0, 0]])
+        data = TrainingSet(pairs, processor)
+        batch = Collate(encode)([data[0, 1], data[0, 0]])
         assert batch["pixel_values"].shape == (2, 2, 3, 16, 24)
         assert greys(batch["pixel_values"]) == [[50, 100], [0, 50]]
         assert batch["key"].tolist() == [1, 0]
 
     def test_workers_give_the_same(self, processor):
         source = open_examples("classification", ["world:train/4"])
-        data = ExampleSet(source, processor, TrainTransform((16, 24)), seed=3)
+        data = TrainingSet(source, processor, TrainTransform((16, 24)), seed=3)
 
         def batches(workers):
-            return list(make_loader(data, StepBatches(12, 4, steps=3), ExampleCollate(encode), workers))
+            return list(make_loader(data, StepBatches(12, 4, steps=3), Collate(encode), workers))
 
         for alone, together in zip(batches(0), batches(1), strict=True):
             same(alone, together)
 
 
-class TestCachedExamples:
+class TestCachedSet:
     @pytest.mark.parametrize("kind", ["vqa", "pairs", "phrases"])
     def test_same_batch_as_the_loader_but_for_augmentation(self, kind, processor):
         def numbers(pixel_values, examples):
@@ -157,33 +157,33 @@ class TestCachedExamples:
             return {"pixel_values": pixel_values, "lengths": lengths}
 
         source = open_examples(kind, ["world:test/8"])
-        data, cached = ExampleSet(source, processor), CachedExamples(source, processor, (16, 24), numbers)
+        data, cached = TrainingSet(source, processor), CachedSet(source, processor, (16, 24), numbers)
         for batch in StepBatches(len(cached), 3, steps=2):
-            same(cached.batch(batch), ExampleCollate(numbers)([data[pair] for pair in batch]))
+            same(cached.batch(batch), Collate(numbers)([data[pair] for pair in batch]))
 
     def test_every_image_is_decoded_once(self, questions, processor, monkeypatch):
         opened = []
-        monkeypatch.setattr(example_sets, "open_image", lambda *of: opened.append(of) or open_image(*of))
-        cached = CachedExamples(questions, processor, (6, 5), encode)
+        monkeypatch.setattr(training_set, "open_image", lambda *of: opened.append(of) or open_image(*of))
+        cached = CachedSet(questions, processor, (6, 5), encode)
         assert len(opened) == 4
-        assert cached.pixels.shape == (4, 3, 6, 5)
-        assert len(CachedExamples(open_examples("vqa", ["world:test/5"]), processor, (6, 5), encode).pixels) == 5
+        assert cached.pixels.shape == (3, 3, 6, 5)  # the fourth is damaged
+        assert len(CachedSet(open_examples("vqa", ["world:test/5"]), processor, (6, 5), encode).pixels) == 5
 
     def test_broken_images_are_never_drawn(self, questions, pairs, processor):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            cached = CachedExamples(questions, processor, (6, 5), encode)
+            cached = CachedSet(questions, processor, (6, 5), encode)
         assert len(cached) == 6
         assert [(name[-5:], reason) for name, reason in cached.broken] == [("3.png", "not an image in a known format")]
         assert cached.batch([(0, 5), (9, 2)])["key"].tolist() == [5, 2]
         assert greys(cached.batch([(0, 5), (9, 2)])["pixel_values"]) == [100, 50]
-        assert [example.key for example in CachedExamples(pairs, processor, (6, 5), encode).examples] == [0, 1]
+        assert [example.key for example in CachedSet(pairs, processor, (6, 5), encode).records] == [0, 1]
 
     def test_nothing_readable(self, folder, processor):
         source = open_examples("vqa", [str(write_json(folder / "l.json", [{"image": "3.png", "question": "x"}]))])
-        with pytest.raises(ValueError, match=r"none of 1 examples could be read, .*3\.png \(not an image in a known"):
-            CachedExamples(source, processor, (6, 5), encode)
+        with pytest.raises(ValueError, match=r"none of 1 records could be read, .*3\.png \(not an image in a known"):
+            CachedSet(source, processor, (6, 5), encode)
 
     def test_can_be_sent_to_another_process(self, questions, processor):
-        cached = CachedExamples(questions, processor, (6, 5), encode)
+        cached = CachedSet(questions, processor, (6, 5), encode)
         same(pickle.loads(pickle.dumps(cached)).batch([(0, 1)]), cached.batch([(0, 1)]))
