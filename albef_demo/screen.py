@@ -17,13 +17,7 @@ console = Console(markup=False, highlight=False, emoji=False)
 def print_query(query: report.Query) -> None:
     """The images found for a query, by ITC on the left and re-ranked by ITC and ITM on the right."""
     table = Table(title=f"“{query.text}”", title_justify="left", title_style="bold", box=None, header_style="dim")
-    for head, width in (
-        ("by ITC", 26),
-        ("ITC", 5),
-        ("re-ranked by ITC and ITM", 26),
-        ("ITC", 5),
-        ("match", 5),
-    ):  # fits in 80
+    for head, width in (("by ITC", 26), ("ITC", 5), ("by ITC and ITM", 26), ("ITC", 5), ("match", 5)):  # fits in 80
         table.add_column(head, max_width=width, no_wrap=True, justify="left" if width > 5 else "right")
     for before, after in zip(query.by_itc, query.by_odds, strict=True):
         table.add_row(before.name, f"{before.itc:.2f}", after.name, f"{after.itc:.2f}", f"{after.match:.0%}")

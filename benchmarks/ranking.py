@@ -122,7 +122,7 @@ def our_scores(model: AlbefModel, encoded: Encoded) -> Tensor:
     z_image, z_text = torch.zeros(images, size), torch.zeros(texts, size)  # nobody asks for them
     image_of_text = torch.zeros(texts, dtype=torch.long)
     gallery = gallery_of(model, encoded.image, z_image, encoded.text, encoded.mask, z_text, image_of_text)
-    return ranking.match_logits(model, gallery, torch.ones(images, texts, dtype=torch.bool))
+    return ranking.match_logits(model, gallery, torch.ones(images, texts, dtype=torch.bool))[:, 1].view(images, texts)
 
 
 @torch.no_grad()

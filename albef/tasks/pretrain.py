@@ -84,7 +84,7 @@ def search_of(source: Source | None, recipe: Recipe) -> Search | None:
 
 
 class Search:
-    """Recalls of two-stage retrieval on a source: by every way of scoring of `tasks.ranking`."""
+    """Measures recalls of two-stage retrieval on a source, in percent, by every way of scoring of `tasks.ranking`."""
 
     def __init__(self, source: Source, k: int, captions: int | None) -> None:
         self.source, self.k, self.captions = source, k, captions
