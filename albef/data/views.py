@@ -28,11 +28,12 @@ from torch.utils.data import Dataset
 from albef.data.augment import TrainTransform
 from albef.data.broken import BrokenImage
 from albef.data.fingerprint import fingerprint
-from albef.data.loader import Pair, caption_draws, read_or_replace, read_record, read_sample, stable_id
+from albef.data.images import open_image
+from albef.data.loader import Pair, name_of, read_or_replace, read_record
 from albef.data.processor import Processor
-from albef.data.progress import with_bar
-from albef.data.records import THREADS, Record, Source
-from albef.data.text import clean_caption
+from albef.data.progress import tracked, with_bar
+from albef.data.records import THREADS, Records
+from albef.data.training_set import image_key, one_caption_each
 from albef.errors import AlbefRuntimeError
 from albef.files import sync_folder, write_atomically
 
@@ -44,6 +45,7 @@ Encode = Callable[[Tensor], Tensor]
 
 class Views:
     """The views of all images of a source, in a folder of their own under `folder`, whose name tells them from others.
+    An image that several records or examples have is one.
 
     `transform` makes the views but the first, which is the whole image; `shape` is [C, h, w] of the features, and
     `weights` what tells the frozen parts from others. A view depends on nothing else, so all runs share them.
@@ -51,7 +53,7 @@ class Views:
 
     def __init__(
         self,
-        source: Source,
+        source: Records[Any],
         processor: Processor,
         transform: TrainTransform,
         count: int,
@@ -60,9 +62,10 @@ class Views:
         folder: Path,
     ) -> None:
         self.source, self.processor, self.transform, self.count = source, processor, transform, count
-        self.shape = (len(source), count, *shape)
+        self.rows, self.places = _images_of(source)
+        self.shape = (len(self.places), count, *shape)
         self.content = {
-            "images": _digest_of_images(source),
+            "images": _digest_of_images(source, self.places),
             "weights": weights,
             "shape": self.shape,
             "processor": [processor.image_size, processor.mean, processor.std],
@@ -100,7 +103,7 @@ class Views:
     def _check_room(self, free: float) -> None:
         if free < self.gigabytes:
             raise AlbefRuntimeError(
-                f"{self.folder}: {self.count} views of {len(self.source):,} images take {self.gigabytes:.1f} GB, but "
+                f"{self.folder}: {self.count} views of {len(self.places):,} images take {self.gigabytes:.1f} GB, but "
                 f"{free:.1f} GB are free; give fewer (--data.views), or a folder on another disk (--data.cache)"
             )
 
@@ -146,26 +149,29 @@ class Views:
                 rows = indices[start : start + AT_ONCE]
                 yield from zip(rows, pool.map(functools.partial(self._encode, encode), rows), strict=True)
 
-    def _encode(self, encode: Encode, index: int) -> NDArray[np.float16] | None:
+    def _encode(self, encode: Encode, number: int) -> NDArray[np.float16] | None:
+        index, place = self.places[number]
         try:
-            _, image = read_sample(self.source, index)
+            record = read_record(self.source, index)
+            image = open_image(record.images[place], name_of(record, record.images[place]))
         except BrokenImage:
             return None  # named when it is drawn
-        others = [self.transform(image, np.random.default_rng([view, index])) for view in range(1, self.count)]
+        others = [self.transform(image, np.random.default_rng([view, number])) for view in range(1, self.count)]
         with torch.no_grad():  # which threads know each for itself
             found = encode(torch.stack([self.processor.resize(image), *others]))
         return found.to("cpu", torch.float16).numpy()
 
 
 class ViewSet(Dataset[dict[str, Any]]):
-    """Samples as those of a `TrainingSet`, with features float16 [C, h, w] of one of the views as `pixel_values`.
+    """Samples as those of a `TrainingSet`, with features of one view of each image as `pixel_values`, float16
+    [P, C, h, w].
 
     Which view it is, and whether its map is mirrored (every other one, with `flip`), depends on seed, epoch and index.
     The last `folded` channels are 2 x 2 places of a map each, whose columns change their places too.
     """
 
     def __init__(self, views: Views, seed: int = 0, flip: bool = True, folded: int = 0) -> None:
-        self.source, self.processor, self.folder = views.source, views.processor, views.folder
+        self.source, self.rows, self.folder = views.source, views.rows, views.folder
         self.seed, self.flip, self.folded = seed, flip, folded
 
     def __len__(self) -> int:
@@ -173,25 +179,24 @@ class ViewSet(Dataset[dict[str, Any]]):
 
     def __getitem__(self, pair: Pair) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, *pair])
-        draw = functools.partial(self._read, rng=rng)
-        (record, features), broken = read_or_replace(draw, pair[1], len(self.source), rng)
-        caption = record.captions[int(caption_draws(self.seed, [pair])[0] % np.uint64(len(record.captions)))]
-        return {
-            "pixel_values": features,
-            "caption": caption,
-            "image_id": stable_id(record.image_id),
-            "text_id": stable_id(clean_caption(caption, self.processor.max_words)),
-            "broken": broken,
-        }
+        read = functools.partial(self._read, rng=rng)
+        (record, features), broken = read_or_replace(read, pair[1], len(self.source), rng)
+        (record,) = one_caption_each([record], self.seed, [pair])
+        return {"record": record, "pixel_values": features, "broken": broken}
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[Record, Tensor]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[Any, Tensor]:
         record = read_record(self.source, index)
-        if not _mapped(self.folder / READ)[index]:
-            read_sample(self.source, index)  # says what is wrong with it
-            raise BrokenImage(record.name, "could not be read when views were made", f"delete {self.folder} if it can")
-        found = _mapped(self.folder / FEATURES)[index]
+        for image, number in zip(record.images, self.rows[index], strict=True):
+            if not _mapped(self.folder / READ)[number]:
+                open_image(image, name_of(record, image))  # says what is wrong with it
+                reason = "could not be read when views were made"
+                raise BrokenImage(record.name, reason, f"delete {self.folder} if it can be now")
+        return record.without_images(), torch.stack([self._drawn(number, rng) for number in self.rows[index]])
+
+    def _drawn(self, number: int, rng: np.random.Generator) -> Tensor:
+        found = _mapped(self.folder / FEATURES)[number]
         features = torch.from_numpy(found[rng.integers(len(found))].copy())
-        return record, self._mirrored(features) if self.flip and rng.random() < 0.5 else features
+        return self._mirrored(features) if self.flip and rng.random() < 0.5 else features
 
     def _mirrored(self, features: Tensor) -> Tensor:
         features = features.flip(-1)
@@ -219,13 +224,28 @@ def _save(features: NDArray[np.float16], read: NDArray[np.bool_], rows: list[int
         read.flush()  # type: ignore[attr-defined]
 
 
-def _digest_of_images(source: Source, samples: int = 32) -> list[str]:
+def _images_of(source: Records[Any]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """Numbers of the different images of each record; and the record of each image, and its place there."""
+    rows: list[list[int]] = []
+    numbers: dict[str | bytes, int] = {}
+    places: list[tuple[int, int]] = []
+    for index in tracked(range(len(source)), len(source), "looking for images"):
+        try:
+            keys = [image_key(image) for image in read_record(source, index).images]
+        except BrokenImage:  # named when it is drawn
+            keys = []
+        for place, key in enumerate(keys):
+            if numbers.setdefault(key, len(places)) == len(places):
+                places.append((index, place))
+        rows.append([numbers[key] for key in keys])
+    return rows, places
+
+
+def _digest_of_images(source: Records[Any], places: list[tuple[int, int]], samples: int = 32) -> list[str]:
     """Digests of the names of images, and of the bytes of evenly spaced ones."""
     digest = hashlib.sha256()
-    for index in range(0, len(source), max(1, len(source) // samples)):
-        try:
-            image = source[index].image
+    for index, place in places[:: max(1, len(places) // samples)]:
+        image = source[index].images[place]
+        with contextlib.suppress(OSError):  # named when it is drawn
             digest.update(image if isinstance(image, bytes) else Path(image).read_bytes())
-        except (ValueError, OSError):  # named when it is drawn
-            continue
     return [fingerprint(source)["names of images"], digest.hexdigest()[:16]]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import albef
 from albef.data import views as module
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.processor import Processor
@@ -66,7 +67,7 @@ def made(views, encoder=None):
 def test_the_whole_image_and_crops_of_it(views):
     features = made(views)
     assert features.shape == (32, 3, *SHAPE) and features.dtype == np.float16 and views.complete
-    whole = Encoder()(views.processor.resize(Image.open(views.source[5].image).convert("RGB"))[None])
+    whole = Encoder()(views.processor.resize(Image.open(views.source[5].images[0]).convert("RGB"))[None])
     np.testing.assert_allclose(features[5, 0], whole[0], atol=1e-3)
     assert not np.array_equal(features[5, 0], features[5, 1]) and not np.array_equal(features[5, 1], features[5, 2])
     content = json.loads((views.folder / "views.json").read_text())
@@ -123,10 +124,10 @@ def test_samples(views):
     features = made(views)
     samples = pickle.loads(pickle.dumps(ViewSet(views, seed=1, flip=False)))
     drawn = [samples[epoch, 5] for epoch in range(20)]
-    numbers = {int(np.flatnonzero((features[5] == one["pixel_values"].numpy()).all((1, 2, 3)))[0]) for one in drawn}
+    numbers = {int(np.flatnonzero((features[5] == one["pixel_values"][0].numpy()).all((1, 2, 3)))[0]) for one in drawn}
     assert numbers == {0, 1, 2}, "every view is drawn"
     assert samples[7, 5]["pixel_values"].equal(drawn[7]["pixel_values"]), "a function of seed, epoch and index"
-    assert drawn[0]["caption"] == views.source[5].captions[0] and drawn[0]["broken"] == []
+    assert drawn[0]["record"].captions == views.source[5].captions and drawn[0]["broken"] == []
     mirrored = ViewSet(views, seed=1)
     flips = 0
     for epoch in range(20):
@@ -150,9 +151,20 @@ def test_a_broken_image_is_named_and_replaced(world, tmp_path):
     made(views, encoder)
     assert encoder.seen == 31
     sample = ViewSet(views)[0, 0]
-    assert sample["broken"][0][0].endswith("red-left-0.png") and sample["caption"] != "a red square at the left"
+    assert sample["broken"][0][0].endswith("red-left-0.png") and sample["record"].captions != [
+        "a red square at the left"
+    ]
     shutil.copy(world.parent / "red-left-0.png", tmp_path / "copy" / "red-left-0.png")
     assert ViewSet(views)[0, 0]["broken"][0][1] == "could not be read when views were made"
+
+
+def test_an_image_of_several_records_is_one(world, tmp_path):
+    records = json.loads(world.read_text())
+    (tmp_path / "twice.json").write_text(json.dumps([records[0], records[1], records[0]]))
+    shutil.copy(world.parent / records[0]["image"], tmp_path)
+    shutil.copy(world.parent / records[1]["image"], tmp_path)
+    views = make_views(tmp_path / "twice.json", tmp_path / "cache")
+    assert made(views).shape == (2, 3, *SHAPE) and views.rows == [[0], [1], [0]]
 
 
 def test_where_views_are_kept(monkeypatch):
@@ -190,10 +202,19 @@ def test_loader_workers_give_the_same_views(world, tmp_path):
     assert batch["input_ids"].equal(alone["input_ids"])
 
 
-def test_views_need_frozen_parts_and_captions(world, tmp_path):
+@pytest.mark.parametrize("task", ["classification", "nlvr2", "vqa"])
+def test_examples_with_one_image_or_two(tmp_path, task):
+    recipe = cached_recipe(Path("world:train/32"), tmp_path, trunk_trained=1, mlm_head=False)
+    data = replace(
+        recipe.data, validation=(), tokenizer=str(Path(albef.__file__).parent / "assets" / "bert-base-uncased.txt")
+    )
+    made = make_task(replace(recipe, task=task, data=data), None)
+    batch = made.prepare(next(made.batches(0)), torch.device("cpu"))
+    assert batch["pixel_values"].shape == ((8, 2, 320, 2, 2) if task == "nlvr2" else (8, 320, 2, 2))
+    sum(made.losses(made.objective, batch, 0, 0.0).values()).backward()
+    assert made.model.visual_encoder.trunk.parts[8][0].weight.grad is not None
+
+
+def test_views_need_frozen_parts(world, tmp_path):
     with pytest.raises(AlbefValueError, match=r"data.augment is cached, but no part of the image encoder is frozen"):
         make_task(cached_recipe(world, tmp_path, trunk_trained=9), None).batches(0)
-    recipe = tiny_recipe(Path("world:train/64"), task="classification")
-    data = replace(recipe.data, augment="cached", validation=("world:validation/5",))
-    with pytest.raises(AlbefValueError, match="of the task classification no views can be kept; use randaugment"):
-        make_task(replace(recipe, data=data), None).batches(0)
