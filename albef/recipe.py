@@ -51,13 +51,19 @@ class Data:
     """Classification: the classes, in their order."""
     tokenizer: str | None = None
     """A `vocab.txt` or `tokenizer.json`; by default WordPiece is trained on the captions of `train`."""
-    augment: Literal["randaugment", "affine"] = "randaugment"
+    augment: Literal["randaugment", "affine", "cached"] = "randaugment"
     """`randaugment`: the paper's crop, flip and RandAugment, image by image. `affine`: all images are decoded
-    once and kept in memory, and a batch is turned, moved and recoloured in one go (for small images)."""
+    once and kept in memory, and a batch is turned, moved and recoloured in one go (for small images). `cached`: some
+    views of each image, the whole of it and others by `randaugment`, go through the frozen parts of a trunk once, and
+    what these give is kept on the disk."""
+    views: Positive = 8
+    """`cached`: views of each image."""
+    cache: str | None = None
+    """`cached`: folder that the views are kept in; by default `albef/views` in the user's cache folder."""
     crop_scale: tuple[Share, Share] | None = (0.2, 1.0)
-    """`randaugment`: share of the area that a random crop keeps; None keeps all."""
+    """`randaugment`, `cached`: share of the area that a random crop keeps; None keeps all."""
     flip: bool = True
-    """`randaugment`: mirror every second image."""
+    """`randaugment`, `cached`: mirror every second image."""
     cache_size: Positive = 48
     """`affine`: side in pixels of the images kept in memory."""
     zoom: tuple[Size, Size] = (0.75, 1.15)
@@ -75,7 +81,7 @@ class Data:
     validation_captions: Positive | None = None
     """Use only the first so many captions of each validation image."""
     workers: Count = 4
-    """`randaugment`: processes that read images, per rank."""
+    """`randaugment`, `cached`: processes that read images or views, per rank."""
     broken_limit: Share = 0.01
     """Stop when more than this share of the images can't be read."""
 

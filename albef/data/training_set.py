@@ -186,7 +186,7 @@ def _read_new(
 ) -> tuple[Any, list[_Key], dict[_Key, Tensor | BrokenImage]]:
     """A record without its images, the key of each, and those images resized that no record in `met_first` had."""
     record = read_record(source, index)
-    images = [(_key(image), image) for image in record.images]
+    images = [(image_key(image), image) for image in record.images]
     new = {key: image for key, image in images if met_first.setdefault(key, index) == index}
 
     def resized(image: bytes | Path) -> Tensor:
@@ -195,7 +195,7 @@ def _read_new(
     return record.without_images(), [key for key, _ in images], {key: attempt(resized, new[key]) for key in new}
 
 
-def _key(image: bytes | Path) -> _Key:
+def image_key(image: bytes | Path) -> _Key:
     """Tells images apart, in little room."""
     return hashlib.blake2b(image, digest_size=16).digest() if isinstance(image, bytes) else str(image)
 

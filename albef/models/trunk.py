@@ -7,6 +7,7 @@ Batch normalisation is folded into the convolutions when a published file is rea
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import NamedTuple
 
@@ -104,8 +105,8 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 
@@ -120,8 +121,8 @@ class Trunk(nn.Module):
         super().__init__()
         assert config.trunk is not None
         blocks, width = stages(config.trunk), config.vision_width
-        stem = nn.Sequential(SameConv(3, _STEM, 3, stride=2), nn.ReLU6())
-        head = nn.Sequential(SameConv(blocks[-1][-1].outputs, _HEAD, 1), nn.ReLU6())
+        stem = nn.Sequential(SameConv(3, _STEM, 3, stride=2), nn.ReLU6(inplace=True))
+        head = nn.Sequential(SameConv(blocks[-1][-1].outputs, _HEAD, 1), nn.ReLU6(inplace=True))
         self.parts = nn.ModuleList([stem, *(nn.Sequential(*map(InvertedResidual, stage)) for stage in blocks), head])
         frozen, self.levels = TRUNK_PARTS - config.trunk_trained, config.trunk_levels
         self.parts[:frozen].requires_grad_(False)
@@ -130,6 +131,18 @@ class Trunk(nn.Module):
         self.folded = 4 * blocks[_SECOND - 2][-1].outputs
         self.second = nn.Linear(self.folded, width) if self.levels == 2 else None
         self.frozen_shape = self._frozen_shape(config.image_size, [stage[-1].outputs for stage in blocks])
+
+    @property
+    def folded_among_kept(self) -> int:
+        """How many of the last channels of `frozen_features` are the second level's, folded."""
+        return self.folded if self.levels == 2 and self.kept > _SECOND else 0
+
+    def digest(self) -> str:
+        """What tells the parts that `frozen_features` runs from others."""
+        digest = hashlib.sha256()
+        for tensor in self.parts[: self.kept].state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def initialise(self) -> None:
         """Makes the entries of tokens about 1, for the sizes that published trunks give."""
@@ -148,7 +161,7 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, second = self.frozen_features(x), None
-        if self.levels == 2 and self.kept > _SECOND:
+        if self.folded_among_kept:
             x, second = x.split([x.shape[1] - self.folded, self.folded], dim=1)
         x, second = self._run(x, second, range(self.kept, TRUNK_PARTS))
         places = x.flatten(2).transpose(1, 2)  # [B, N, 1280]
@@ -166,8 +179,6 @@ class Trunk(nn.Module):
 
     def _frozen_shape(self, image_size: tuple[int, int], channels: list[int]) -> tuple[int, int, int]:
         """[C, h, w] of the features."""
-        count = [3, _STEM, *channels][self.kept]
-        if self.levels == 2 and self.kept > _SECOND:
-            count += self.folded
+        count = [3, _STEM, *channels][self.kept] + self.folded_among_kept
         stride = math.prod((2, *_STRIDES)[: self.kept])
         return count, image_size[0] // stride, image_size[1] // stride

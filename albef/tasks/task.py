@@ -64,8 +64,11 @@ class TrainingData(Protocol[Given]):
     def in_memory(self, processor: Processor) -> InMemory[Given]:
         """Returns the data with all images decoded: for small data that are augmented a batch at a time."""
 
-    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[Given]:
-        """Yields the batches of `order`, whose images are read and transformed one by one."""
+    def batches(
+        self, processor: Processor, transform: TrainTransform, order: StepBatches, model: Backbone
+    ) -> Iterator[Given]:
+        """Yields the batches of `order`, whose images are read and transformed one by one, or are views of them that
+        the frozen parts of the model have seen."""
 
 
 class EvaluationProtocol(Protocol[Measured]):
@@ -156,13 +159,15 @@ class Task(Generic[M, Objective, Batch]):
             return map(self.cached.batch, order)
         augment = RandAugment(official=recipe.objective.official)
         transform = TrainTransform(self.processor.image_size, data.crop_scale, data.flip, augment)
-        return self.data.batches(self.processor, transform, order)
+        return self.data.batches(self.processor, transform, order, self.model)
 
     def prepare(self, batch: Batch, device: torch.device) -> Batch:
-        """Also augments images that were kept in memory, each of a pair by itself, and normalises all."""
+        """Also augments images that were kept in memory, each of a pair by itself, and normalises all images."""
         self.lengths = batch["attention_mask"].sum(1)
         batch = moved(self.on_host(self.objective, batch) if self.on_host else batch, device)
         pixels = batch["pixel_values"]
+        if self.recipe.data.augment == "cached":
+            return batch
         flat = pixels.flatten(0, -4)
         flat = flat if self.cached is None else self.augment(flat)
         batch["pixel_values"] = self.processor.normalise(flat).unflatten(0, pixels.shape[:-3])

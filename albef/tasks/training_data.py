@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from albef import distributed
 from albef.batches import Batch, PairBatch
 from albef.data.augment import TrainTransform
 from albef.data.broken import BrokenImage
 from albef.data.examples import Example, ExampleSource, Kind, open_examples
 from albef.data.loader import StepBatches, make_loader, read_sample
 from albef.data.processor import Processor
+from albef.data.records import Records
 from albef.data.sources import Source, captions_of, open_sources
 from albef.data.training_set import CachedSet, Collate, Encode, TrainingSet, caption_batch
+from albef.data.views import Views, ViewSet, cache_folder
 from albef.errors import AlbefValueError
+from albef.models.backbone import Backbone
 from albef.recipe import Recipe
+from albef.tasks.begin import say
 
 Opened = TypeVar("Opened", Source, ExampleSource)
 MOST_TEXTS = 200_000  # records whose captions are enough to learn a vocabulary from
@@ -39,8 +47,10 @@ class Pairs:
         size = self.recipe.data.cache_size
         return CachedSet(self.source, processor, (size, size), self._encode_with(processor), self.recipe.seed)
 
-    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[PairBatch]:
-        training = TrainingSet(self.source, processor, transform, self.recipe.seed)
+    def batches(
+        self, processor: Processor, transform: TrainTransform, order: StepBatches, model: Backbone
+    ) -> Iterator[PairBatch]:
+        training = _training_set(self.source, self.recipe, processor, transform, model)
         collate = Collate(self._encode_with(processor))
         return iter(make_loader(training, order, collate, self.recipe.data.workers))
 
@@ -80,12 +90,48 @@ class Examples(Generic[Batch]):
             self.check(example)
         return cached
 
-    def batches(self, processor: Processor, transform: TrainTransform, order: StepBatches) -> Iterator[Batch]:
+    def batches(
+        self, processor: Processor, transform: TrainTransform, order: StepBatches, model: Backbone
+    ) -> Iterator[Batch]:
         for index in range(len(self.source)):
             self.check(self.source[index])
-        training = TrainingSet(self.source, processor, transform, self.recipe.seed)
+        training = _training_set(self.source, self.recipe, processor, transform, model)
         collate = Collate(self.encode_with(processor))
         return iter(make_loader(training, order, collate, self.recipe.data.workers))
+
+
+def _training_set(
+    source: Records[Any], recipe: Recipe, processor: Processor, transform: TrainTransform, model: Backbone
+) -> Dataset[dict[str, Any]]:
+    """The samples, with images or with views of them. Views that are lacking are made now, by all ranks together."""
+    data, trunk = recipe.data, model.visual_encoder.trunk
+    if data.augment != "cached":
+        return TrainingSet(source, processor, transform, recipe.seed)
+    if trunk is None or not trunk.kept:
+        raise AlbefValueError(
+            "data.augment is cached, but no part of the image encoder is frozen; use randaugment, or a model with a "
+            "trunk that is not wholly trained (model.trunk_trained below 9)"
+        )
+    shape, folder = trunk.frozen_shape, cache_folder(data.cache)
+    views = Views(source, processor, transform, data.views, shape, trunk.digest(), folder)
+    if not views.complete:
+        say([f"views of {views.shape[0]:,} images, {views.gigabytes:.1f} GB: {views.folder}"])
+        _make(views, processor, model)
+    return ViewSet(views, recipe.seed, data.flip, trunk.folded_among_kept)
+
+
+def _make(views: Views, processor: Processor, model: Backbone) -> None:
+    def encode(pixels: Tensor) -> Tensor:
+        return model.frozen_features(processor.normalise(pixels.to(model.device)))
+
+    if distributed.rank() == 0:
+        views.begin()
+    distributed.wait()
+    views.fill(encode, distributed.rank(), distributed.world_size())
+    distributed.wait()
+    if distributed.rank() == 0:
+        views.finish()
+    distributed.wait()
 
 
 def open_pairs(recipe: Recipe) -> tuple[Source, Source | None]:
