@@ -19,8 +19,9 @@ from albef.models.start import load_model
 from albef.models.trunk import Trunk
 from albef.objectives.momentum import MomentumTeacher
 from albef.objectives.pretrain import PretrainObjective
+from albef.tasks import make_task
 from albef.tasks.grounding import similarity_maps, word_maps
-from tests.worlds import TINY
+from tests.worlds import TINY, make_world, tiny_recipe
 
 GOLDEN = Path(__file__).parent / "golden" / "trunk"
 MAKE = runpy.run_path(str(GOLDEN / "make.py"))
@@ -280,3 +281,17 @@ def test_flops():
     assert image_flops(large) == pytest.approx(2 * 0.4e9, rel=0.1)
     frozen, whole = (pretraining_flops(replace(large, trunk_trained=n), 10, fuse=False) for n in (0, 9))
     assert whole - frozen == pytest.approx(3 * image_flops(large), rel=0.05)
+
+
+def test_a_step_computes_frozen_parts_once(tmp_path):
+    """For student and teacher together; what is learnt is computed for each."""
+    recipe = tiny_recipe(make_world(tmp_path), model=replace(HYBRID, trunk_trained=2))
+    task = make_task(recipe, None)
+    seen = []
+    for index in (0, 8):
+        for model in (task.model, task.objective.teacher.model):
+            part = model.visual_encoder.trunk.parts[index]
+            part.register_forward_hook(lambda module, inputs, output, index=index: seen.append(index))
+    batch = task.prepare(next(task.batches(0)), torch.device("cpu"))
+    sum(task.losses(task.objective.train(), batch, 0, 0.5).values()).backward()
+    assert sorted(seen) == [0, 8, 8]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import albef
 from albef.data import views as module
 from albef.data.augment import RandAugment, TrainTransform
 from albef.data.processor import Processor
@@ -205,9 +204,7 @@ def test_loader_workers_give_the_same_views(world, tmp_path):
 @pytest.mark.parametrize("task", ["classification", "nlvr2", "vqa"])
 def test_examples_with_one_image_or_two(tmp_path, task):
     recipe = cached_recipe(Path("world:train/32"), tmp_path, trunk_trained=1, mlm_head=False)
-    data = replace(
-        recipe.data, validation=(), tokenizer=str(Path(albef.__file__).parent / "assets" / "bert-base-uncased.txt")
-    )
+    data = replace(recipe.data, validation=(), tokenizer="albef:world.txt")
     made = make_task(replace(recipe, task=task, data=data), None)
     batch = made.prepare(next(made.batches(0)), torch.device("cpu"))
     assert batch["pixel_values"].shape == ((8, 2, 320, 2, 2) if task == "nlvr2" else (8, 320, 2, 2))
