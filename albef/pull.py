@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -71,12 +72,11 @@ def _fetch(name: str, model: Published, place: Path) -> tuple[dict[str, Path], d
         try:
             size, sha256 = download(file.address, paths[argument], file.sha256)
         except AlbefFileNotFoundError as error:
-            names = (
-                one.name if option == "checkpoint" else f"--{option} {one.name}" for option, one in model.files.items()
-            )
+            given = ((f"--{option}", one.name) for option, one in model.files.items())
+            words = shlex.join([word for pair in given for word in pair if word != "--checkpoint"])
             raise AlbefFileNotFoundError(
                 f"{error}. If you have the file from elsewhere, convert it by hand, and the name {name} will lead to "
-                f"it: albef convert {' '.join(names)} --out {place}"
+                f"it: albef convert {words} --out {shlex.quote(str(place))}"
             ) from error
         known.append({"address": file.address, "bytes": size, "sha256": sha256})
     return paths, {"name": name, "files": known, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}

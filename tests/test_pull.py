@@ -115,7 +115,7 @@ def server(published: dict[str, bytes]) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, bytes]:
-    """Tiny checkpoints of the original, DeiT and BERT in the form of the true ones: BERT's is in PyTorch's format of 2019,
+    """Tiny checkpoints of the original, DeiT and BERT in the form of the true ones: BERT's is in the format of 2019,
     with TensorFlow's names and two heads that are not needed."""
     torch.manual_seed(3)
     official = to_official(AlbefModel(SMALL).state_dict(), SMALL)
