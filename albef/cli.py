@@ -34,6 +34,7 @@ use a model
   albef ask runs/vqa/model bus.jpg "what colour is the bus?"      also: entail, compare, match, ground
   albef embed *.jpg --model runs/mine/model --out vectors.npz     for a search engine of your own
   albef evaluate runs/mine/model --data dev.json    by the official rules of the model's task
+  albef pull albef-14m                              fetch a published model; `albef pull` lists them
   albef convert ALBEF.pth --out albef-14m           read a published checkpoint
 
 commands (albef COMMAND --help)
@@ -55,6 +56,7 @@ COMMANDS = {
     "ground": ("use", "Ground", "where in an image is a text seen? Writes a heat map"),
     "classify": ("use", "Classify", "which of some labels suits each image best?"),
     "embed": ("use", "Embed", "unit vectors of images and texts, to a file"),
+    "pull": ("pull", "Pull", "fetch published models by name, or list them"),
     "answers": ("files", "Answers", "make the list of answers that VQA ranks, from annotations"),
     "convert": ("files", "Convert", "turn a published .pth file, of any task, into a folder that albef loads"),
     "recipes": ("train", "Recipes", "list the recipes, or show one with its source and result"),

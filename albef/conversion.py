@@ -25,6 +25,7 @@ from albef.models.convert import (
     write_folder,
     write_official,
 )
+from albef.published import PUBLISHED
 
 ImageSize = int | tuple[int, int]
 
@@ -82,7 +83,7 @@ def convert(
         assert checkpoint is not None  # checked above
         return write_official(read_folder(checkpoint, image_size), checkpoint, to_official, half, slim)
     assert out is not None  # checked above
-    if checkpoint is not None and checkpoint.is_dir():
+    if checkpoint is not None and (checkpoint.is_dir() or str(checkpoint) in PUBLISHED):
         processor = Processor.from_pretrained(checkpoint)
         report = write_folder(read_folder(checkpoint, image_size), checkpoint, out, half, slim)
         if (checkpoint / ANSWERS).is_file() and checkpoint.resolve() != out.resolve():

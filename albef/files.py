@@ -1,4 +1,4 @@
-"""Files: where names of models and data lead (a path, the package, the Hugging Face hub), and how one is written."""
+"""Files: where names of models and data lead (a path, the package, a cache, the hub), and how one is written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import BinaryIO
 
 from albef.errors import AlbefFileNotFoundError, AlbefValueError
+from albef.published import PUBLISHED
 
 ASSETS = Path(__file__).parent / "assets"
 PREFIX = "albef:"
@@ -39,18 +40,32 @@ def generator(name: str) -> ModuleType | None:
     return next((import_module(module) for scheme, module in GENERATED.items() if name.startswith(scheme)), None)
 
 
+def cache_folder() -> Path:
+    """Where is kept what is fetched or computed once: `$ALBEF_CACHE`, or `albef` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    of_all = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("ALBEF_CACHE") or of_all / "albef").expanduser()
+
+
+def pulled(name: str) -> Path:
+    """Where `albef pull` keeps the published model of that name."""
+    return cache_folder() / "models" / name
+
+
 def model_folder(name: str | Path, files: tuple[str, ...], training: bool = False) -> Path:
-    """The folder of a saved model that has `files`: a path, a model that comes with the package (`emoji`), or a
-    repository on the Hugging Face hub (`hf://owner/name`, see `fetched`). FileNotFoundError otherwise."""
+    """The folder of a saved model that has `files`: a path, a model that comes with the package (`emoji`), one that
+    `albef pull` has fetched (`albef-14m`), or a repository on the Hugging Face hub (`hf://owner/name`, see `fetched`).
+    FileNotFoundError otherwise."""
     folder = fetched(name, training=training)
-    for path in (folder, MODELS / str(name)):
+    for path in (folder, MODELS / str(name), *([pulled(str(name))] if str(name) in PUBLISHED else [])):
         if all((path / file).is_file() for file in files):
             return path
+    if str(name) in PUBLISHED:
+        raise AlbefFileNotFoundError(f"{name}: not here yet; fetch it once by `albef pull {name}`")
     shipped = ", ".join(sorted(path.name for path in MODELS.glob("*")))
     raise AlbefFileNotFoundError(
         f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, one "
-        f"that comes with the package ({shipped}), a repository on the Hugging Face hub as {HUB}owner/name, or turn a "
-        "published .pth file into one with `albef convert`"
+        f"that comes with the package ({shipped}), one that `albef pull` lists, a repository on the Hugging Face hub "
+        f"as {HUB}owner/name, or turn a published .pth file into one with `albef convert`"
     )
 
 

@@ -41,7 +41,8 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     revision: str | None = None,
 ) -> Pipeline:
-    """A saved model of any kind: a folder, the name of one that comes along, or `hf://owner/name` on the hub.
+    """A saved model of any kind: a folder, the name of one that comes along or of a published one that `albef pull` has
+    fetched, or `hf://owner/name` on the hub.
 
     `device` as PyTorch names it, by default the accelerator that PyTorch finds, else the CPU; `dtype` of the weights,
     e.g. torch.bfloat16; `image_size` in pixels, if other than the model's (one number, or height and width);

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from albef import __version__
-from albef.files import write_atomically
+from albef.files import cache_folder, write_atomically
 
 DIGEST_SIZE = 32  # bytes of SHA-256
 
@@ -40,8 +39,8 @@ class EncodedImages:
 
 
 def cache_file() -> Path:
-    """Where the encoded images are kept: in `$XDG_CACHE_HOME`, or in `~/.cache` where that is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "albef" / "shipped-images.safetensors"
+    """Where the encoded images are kept."""
+    return cache_folder() / "shipped-images.safetensors"
 
 
 def key_of(paths: Iterable[Path]) -> bytes:
