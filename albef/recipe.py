@@ -59,7 +59,7 @@ class Data:
     views: Positive = 8
     """`cached`: views of each image."""
     cache: str | None = None
-    """`cached`: folder that the views are kept in; by default `albef/views` in the user's cache folder."""
+    """`cached`: folder that the views are kept in; by default `views` in the cache folder of albef."""
     crop_scale: tuple[Share, Share] | None = (0.2, 1.0)
     """`randaugment`, `cached`: share of the area that a random crop keeps; None keeps all."""
     flip: bool = True

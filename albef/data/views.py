@@ -205,11 +205,6 @@ class ViewSet(Dataset[dict[str, Any]]):
         return features
 
 
-def cache_folder(folder: str | None) -> Path:
-    """Where views are kept: in `folder`, or else in the user's cache folder."""
-    return Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "albef", "views")).expanduser()
-
-
 @functools.lru_cache(maxsize=8)
 def _mapped(path: Path) -> NDArray[Any]:
     """A file in memory that all processes share; each maps it for itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -19,8 +20,9 @@ from albef.data.processor import Processor
 from albef.data.records import Records
 from albef.data.sources import Source, captions_of, open_sources
 from albef.data.training_set import CachedSet, Collate, Encode, TrainingSet, caption_batch
-from albef.data.views import Views, ViewSet, cache_folder
+from albef.data.views import Views, ViewSet
 from albef.errors import AlbefValueError
+from albef.files import cache_folder
 from albef.models.backbone import Backbone
 from albef.recipe import Recipe
 from albef.tasks.begin import say
@@ -112,7 +114,8 @@ def _training_set(
             "data.augment is cached, but no part of the image encoder is frozen; use randaugment, or a model with a "
             "trunk that is not wholly trained (model.trunk_trained below 9)"
         )
-    shape, folder = trunk.frozen_shape, cache_folder(data.cache)
+    shape = trunk.frozen_shape
+    folder = Path(data.cache).expanduser() if data.cache else cache_folder() / "views"
     views = Views(source, processor, transform, data.views, shape, trunk.digest(), folder)
     if not views.complete:
         say([f"views of {views.shape[0]:,} images, {views.gigabytes:.1f} GB: {views.folder}"])

@@ -17,7 +17,7 @@ from albef.data.augment import RandAugment, TrainTransform
 from albef.data.processor import Processor
 from albef.data.sources import open_sources
 from albef.data.text import load_tokenizer
-from albef.data.views import Views, ViewSet, cache_folder
+from albef.data.views import Views, ViewSet
 from albef.engine.train import train
 from albef.errors import AlbefRuntimeError, AlbefValueError
 from albef.tasks import make_task
@@ -164,11 +164,6 @@ def test_an_image_of_several_records_is_one(world, tmp_path):
     shutil.copy(world.parent / records[1]["image"], tmp_path)
     views = make_views(tmp_path / "twice.json", tmp_path / "cache")
     assert made(views).shape == (2, 3, *SHAPE) and views.rows == [[0], [1], [0]]
-
-
-def test_where_views_are_kept(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder(None) == Path("/somewhere/albef/views") and cache_folder("mine") == Path("mine")
 
 
 HYBRID = replace(TINY, image_size=(64, 64), patch_size=32, trunk="efficientnet-lite0", vision_layers=1)
