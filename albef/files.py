@@ -46,7 +46,7 @@ def model_folder(name: str | Path, files: tuple[str, ...], training: bool = Fals
     for path in (folder, MODELS / str(name)):
         if all((path / file).is_file() for file in files):
             return path
-    shipped = ", ".join(sorted(path.name for path in MODELS.glob("*")))
+    shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob(f"*/{files[0]}")))
     raise AlbefFileNotFoundError(
         f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, one "
         f"that comes with the package ({shipped}), a repository on the Hugging Face hub as {HUB}owner/name, or turn a "

@@ -52,17 +52,15 @@ def pieces(processor, text):
 
 def test_kept_words_say_the_same(tmp_path, capsys):
     saved = save(tmp_path / "saved")
-    out = cut(saved, LEAST + 2, "snow", "a horse in the snow")  # `a` is there in any case
+    out = cut(saved, LEAST + 2, "snow", "a horse")  # `a` is there in any case
     said = capsys.readouterr().out
-    assert f"words: {LEAST + 2} of {len(PIECES)}, " in said and "left out: teacher" in said
+    assert f"words: {LEAST + 2} of {len(PIECES)}, " in said and "no teacher and no queues" in said
     assert not (out / "training.safetensors").exists()
     whole, small = (Processor.from_pretrained(folder) for folder in (saved, out))
-    assert (
-        pieces(small, "a snow horse") == ["[CLS]", "a", "snow", "horse"] or "horse" not in small.tokenizer.get_vocab()
-    )
+    assert pieces(small, "a snow horse") == pieces(whole, "a snow horse") == ["[CLS]", "a", "snow", "horse"]
     states = []
     for folder, processor in ((saved, whole), (out, small)):
-        model, inputs = load_model(folder), processor.texts(["a snow", "snow snow"])
+        model, inputs = load_model(folder), processor.texts(["a snow horse", "snow snow"])
         with torch.no_grad():
             states.append(model.encode_text(**inputs))
             scores = model.fill_in(states[-1])

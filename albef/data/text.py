@@ -123,8 +123,8 @@ def chosen_pieces(tokenizer: Tokenizer, count: int, used: Sequence[int]) -> list
 
     First all special pieces and every single character, alone and as a continuation, so that any other word can still
     be spelled; then those `used` (by id, how often a piece occurs in texts), commonest first; then the vocabulary's
-    order, in which BERT's has the commonest words first. Its places that were left unused come last. ValueError if `count`
-    leaves no room for the first.
+    order, in which BERT's has the commonest words first. Its places that were left unused come last. ValueError if
+    `count` leaves no room for the first.
     """
     pieces = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
     special = {*SPECIALS, *(added.content for added in tokenizer.get_added_tokens_decoder().values())}
