@@ -61,7 +61,7 @@ def model_folder(name: str | Path, files: tuple[str, ...], training: bool = Fals
             return path
     if str(name) in PUBLISHED:
         raise AlbefFileNotFoundError(f"{name}: not here yet; fetch it once by `albef pull {name}`")
-    shipped = ", ".join(sorted(path.name for path in MODELS.glob("*")))
+    shipped = ", ".join(sorted(path.parent.name for path in MODELS.glob(f"*/{files[0]}")))
     raise AlbefFileNotFoundError(
         f"{name}: no saved model here (a folder with {' and '.join(files)}); give the `model` folder of a run, one "
         f"that comes with the package ({shipped}), one that `albef pull` lists, a repository on the Hugging Face hub "

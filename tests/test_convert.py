@@ -248,7 +248,7 @@ def test_folder_of_every_model(kind, tmp_path):
 
 def test_what_training_goes_on_from_is_kept_or_left_out(saved, tmp_path, official):
     path, out = saved(twins(official)), tmp_path / "out"
-    report = write_folder(read_checkpoint(path), path, out, half=True)
+    report = write_folder(read_checkpoint(path), path, out, torch.float16)
     assert "queues of 6 features" in report and "training.safetensors (teacher and queues)" in report
     teacher, queue = load_training(out)
     assert teacher is not None and all(tensor.dtype == torch.float32 for tensor in teacher.values())
@@ -264,7 +264,7 @@ def test_saved_folder_of_ours_is_converted(tmp_path):
     model = AlbefForPairs(TUNED, labels=("no", "yes"))
     model.save_pretrained(tmp_path / "saved")
     save_training(tmp_path / "saved", dict(model.state_dict()), None)
-    report = write_folder(read_folder(tmp_path / "saved", 32), tmp_path / "saved", tmp_path / "out", half=True)
+    report = write_folder(read_folder(tmp_path / "saved", 32), tmp_path / "saved", tmp_path / "out", torch.float16)
     assert "AlbefForPairs" in report and "labels: no, yes" in report and "resized from 3 x 3 to 4 x 4" in report
     again, (teacher, _) = load_model(tmp_path / "out"), load_training(tmp_path / "out")
     assert again.options() == model.options() and again.config == TUNED.at_size(32)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import albef
 from albef import AlbefModel, Processor, open_sources
-from albef.files import MODELS
+from albef.files import ASSETS, MODELS
 from albef.tasks import ranking
 from albef_demo.emoji import QUERIES
 from albef_demo.kept import cache_file
@@ -16,6 +17,34 @@ from albef_demo.report import Query
 from albef_demo.shipped import shipped_search
 
 FOLDER = MODELS / "emoji"
+NAMES = sorted(path.parent.name for path in MODELS.glob("*/model.safetensors"))
+COMMANDS = sorted((ASSETS.parent / "commands").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_by_its_name_and_is_listed(name: str):
+    assert isinstance(albef.load(name, device="cpu"), albef.Pipeline)
+    listed = [line for path in COMMANDS for line in path.read_text().splitlines() if "which come along" in line]
+    assert len(listed) >= 5 and not [line for line in listed if name not in line]
+    with pytest.raises(FileNotFoundError, match=rf"comes with the package \({', '.join(NAMES)}\)"):
+        albef.load("absent")
+
+
+def test_files_are_small():
+    """All but the weights of `photos`, whose folder may have 32 MB."""
+    photos = MODELS / "photos"
+    large = [path for path in ASSETS.rglob("*") if path.stat().st_size > 5e6]
+    assert not set(large) - {photos / "model.safetensors"}
+    assert sum(path.stat().st_size for path in photos.iterdir()) <= 32e6
+
+
+def test_photos_has_its_card_and_terms():
+    card, notice = (MODELS / "photos" / "README.md").read_text(), (ASSETS.parents[1] / "NOTICE").read_text()
+    for section in ("Terms of use", "What it learnt from", "Figures", "Failures", "Made by"):
+        assert f"\n## {section}\n" in card
+    assert "non-commercial" in notice and "albef/assets/models/photos/README.md" in notice
+    if "photos" in NAMES:
+        assert "TO BE FILLED IN" not in card
 
 
 def test_it_is_small_and_comes_with_its_log():

@@ -70,8 +70,17 @@ class Convert:
     half: bool = False
     """store the model's weights in half precision"""
 
+    int8: bool = False
+    """store its matrices in eight bits, with a scale for each row"""
+
     slim: bool = False
     """leave out the momentum teacher and its queues"""
+
+    words: int | None = None
+    """keep so many words of a saved model, and spell the others in pieces; leaves out teacher and queues, too"""
+
+    words_of: tuple[str, ...] = ()
+    """with --words: images with captions, whose words are kept first; then the commonest of the vocabulary"""
 
     deit: Path | None = None
     """start of pre-training: DeiT-B/16 weights for the image encoder"""

@@ -118,6 +118,39 @@ def _tokenizer_of(path: Path) -> Tokenizer:
     return _framed(tokenizer)
 
 
+def chosen_pieces(tokenizer: Tokenizer, count: int, used: Sequence[int]) -> list[int]:
+    """Ids of the `count` pieces that a smaller vocabulary keeps, rising.
+
+    First all special pieces and every single character, alone and as a continuation, so that any other word can still
+    be spelled; then those `used` (by id, how often a piece occurs in texts), commonest first; then the vocabulary's
+    order, in which BERT's has the commonest words first. Its places that were left unused come last. ValueError if
+    `count` leaves no room for the first.
+    """
+    pieces = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    special = {*SPECIALS, *(added.content for added in tokenizer.get_added_tokens_decoder().values())}
+    needed = [piece in special or len(piece.removeprefix("##")) == 1 for piece in pieces]
+    if not sum(needed) <= count < len(pieces):
+        raise AlbefValueError(
+            f"words {count} must be from {sum(needed)}, the special pieces and single characters, to "
+            f"{len(pieces) - 1}, since the vocabulary has {len(pieces)}; give a number between them"
+        )
+    unused = [re.fullmatch(r"\[unused\d+\]", piece) is not None for piece in pieces]
+    ranked = sorted(range(len(pieces)), key=lambda index: (not needed[index], -used[index], unused[index], index))
+    return sorted(ranked[:count])
+
+
+def with_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Tokenizer:
+    """The same tokenizer with the pieces `ids` alone, numbered anew in that order; ValueError if it isn't WordPiece."""
+    parts = json.loads(tokenizer.to_str())
+    if parts["model"]["type"] != "WordPiece":
+        raise AlbefValueError(f"the words of a {parts['model']['type']} can't be chosen, only those of a WordPiece")
+    numbers = {tokenizer.id_to_token(old): new for new, old in enumerate(ids)}
+    parts["model"]["vocab"] = numbers
+    for added in parts["added_tokens"]:
+        added["id"] = numbers[added["content"]]
+    return _framed(Tokenizer.from_str(json.dumps(parts)))
+
+
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """WordPiece learned from the user's captions; the same captions give the same vocabulary.
 

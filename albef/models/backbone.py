@@ -61,7 +61,8 @@ class Backbone(nn.Module):
         return self.visual_encoder.cls_token.dtype
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes `config.json` and `model.safetensors`, in `dtype` (e.g. torch.float16) if given."""
+        """Writes `config.json` and `model.safetensors`, in `dtype` if given: torch.float16, or torch.int8 for matrices
+        of whole numbers with a scale for each row, and half precision for the rest."""
         values = {**self.config.to_dict(), "architecture": type(self).__name__, **self.options()}
         folders.save(folder, values, self.state_dict(), dtype)
 

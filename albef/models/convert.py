@@ -55,6 +55,10 @@ _UNLEARNT = dict.fromkeys(("temp", "text_proj.weight", "text_proj.bias"), "which
 _NOT_TAUGHT = ("temp", "itm_head.weight", "itm_head.bias")  # the original's teacher has none of its own
 
 
+_OF_WORDS = ("word_embeddings.weight", "mlm_head.bias", "decoder.head.bias")  # have a row for each word
+_FORMS = {torch.float16: " in half precision", torch.int8: " in int8, with a scale for each row"}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A published file or a folder of ours, under our names. `notes` say what was dropped, added or changed."""
@@ -135,26 +139,34 @@ def recognise(state: State) -> Architecture:
 
 
 def write_folder(
-    read: Checkpoint, source: str | Path, folder: str | Path, half: bool = False, slim: bool = False
+    read: Checkpoint, source: str | Path, folder: str | Path, dtype: torch.dtype | None = None, slim: bool = False
 ) -> str:
     """Writes what was read of `source` as a folder of ours, for `from_pretrained` and `load_start`.
 
-    `half` halves the precision of the model, `slim` leaves out its teacher and queues. Returns a report in words.
+    `dtype` is that of `save_pretrained`; `slim` leaves out teacher and queues. Returns a report in words.
     """
     with torch.device("meta"):
         model = read.architecture(read.config, **({"labels": read.labels} if read.labels else {}))
     model.load_state_dict(read.model, assign=True)
-    model.save_pretrained(folder, torch.float16 if half else None)
+    model.save_pretrained(folder, dtype)
     folders.save_training(folder, None if slim else read.teacher, None if slim else read.queue)
     parts = [name for name, part in (("teacher", read.teacher), ("queues", read.queue)) if part]
     lines = [
         *_description(read, source),
         *read.notes,
         *([f"left out: {' and '.join(parts)}"] if parts and slim else []),
-        f"written: {Path(folder) / folders.WEIGHTS}{' in half precision' if half else ''}",
+        f"written: {Path(folder) / folders.WEIGHTS}{_FORMS.get(dtype, '')}",
         *([f"written: {Path(folder) / folders.TRAINING} ({' and '.join(parts)})"] if parts and not slim else []),
     ]
     return "\n".join(lines)
+
+
+def with_words(read: Checkpoint, ids: Sequence[int]) -> Checkpoint:
+    """The same model with the words `ids` alone, in that order; without teacher and queues, which know the others."""
+    rows = torch.tensor(ids)
+    model = {name: value[rows] if name.endswith(_OF_WORDS) else value for name, value in read.model.items()}
+    config = replace(read.config, vocab_size=len(ids))
+    return replace(read, config=config, model=model, teacher=None, queue=None)
 
 
 def write_official(read: Checkpoint, source: str | Path, file: Path, half: bool = False, slim: bool = False) -> str:

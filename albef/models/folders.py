@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from albef.errors import AlbefValueError
 from albef.files import model_folder, write_atomically
+from albef.models import int8
 from albef.models.legacy import upgrade
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.safetensors"
+_INT8 = {"int8": "symmetric; the float32 scale of each row of NAME stands in NAME.scale"}  # for whoever reads the file
 
 
 def save(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Writes both files, the weights in `dtype` if given; torch.int8 stands for the form of `int8.pack`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -42,15 +45,16 @@ def save_training(folder: str | Path, teacher: dict[str, Tensor] | None, queue: 
 
 
 def _write(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
-    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    write_atomically(path, to_bytes(tensors, metadata={"format": "pt"}))
+    number_type, metadata = (None, _INT8) if dtype is torch.int8 else (dtype, {})
+    tensors = {name: value.detach().to("cpu", number_type).contiguous() for name, value in state.items()}
+    tensors = int8.pack(tensors) if dtype is torch.int8 else tensors
+    write_atomically(path, to_bytes(tensors, metadata={"format": "pt", **metadata}))
 
 
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and float32 weights of a saved model."""
     path = model_folder(folder, (CONFIG, WEIGHTS))
-    state = {name: value.float() for name, value in load_file(path / WEIGHTS).items()}
-    return load_config(path), upgrade(state)
+    return load_config(path), upgrade(int8.unpack(load_file(path / WEIGHTS), str(path / WEIGHTS)))
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
