@@ -106,16 +106,16 @@ def convert(
         if (checkpoint / ANSWERS).is_file() and checkpoint.resolve() != out.resolve():
             write_atomically(out / ANSWERS, (checkpoint / ANSWERS).read_bytes())
     else:
-        words_of = vocabulary or (bert and _vocabulary_beside(bert)) or "bert"
-        processor = Processor(load_tokenizer(str(words_of)), preset("base").image_size)
-        words = processor.tokenizer.get_vocab()
+        listed = vocabulary or (bert and _vocabulary_beside(bert)) or "bert"
+        processor = Processor(load_tokenizer(str(listed)), preset("base").image_size)
+        pieces = processor.tokenizer.get_vocab()
         if checkpoint is not None:
             read = read_checkpoint(checkpoint, image_size, vision_heads, text_heads)
-            check_vocabulary(read.config, words, checkpoint)
+            check_vocabulary(read.config, pieces, checkpoint)
             report = write_folder(read, checkpoint, out, dtype, slim)
         else:
             heads = {"vision_heads": vision_heads, "text_heads": text_heads}
-            report = _start(deit, bert, trunk, out, words, image_size, heads | of_trunk | of_bert, text_pooling, dtype)
+            report = _start(deit, bert, trunk, out, pieces, image_size, heads | of_trunk | of_bert, text_pooling, dtype)
             if trunk is not None:
                 processor.mean, processor.std = IMAGENET_MEAN, IMAGENET_STD
     processor.image_size = tuple(folders.load_config(out)["image_size"])

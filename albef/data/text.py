@@ -126,7 +126,7 @@ def chosen_pieces(tokenizer: Tokenizer, count: int, used: Sequence[int]) -> list
     order, in which BERT's has the commonest words first. Its places that were left unused come last. ValueError if
     `count` leaves no room for the first.
     """
-    pieces = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    pieces = [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
     special = {*SPECIALS, *(added.content for added in tokenizer.get_added_tokens_decoder().values())}
     needed = [piece in special or len(piece.removeprefix("##")) == 1 for piece in pieces]
     if not sum(needed) <= count < len(pieces):

@@ -56,7 +56,10 @@ _NOT_TAUGHT = ("temp", "itm_head.weight", "itm_head.bias")  # the original's tea
 
 
 _OF_WORDS = ("word_embeddings.weight", "mlm_head.bias", "decoder.head.bias")  # have a row for each word
-_FORMS = {torch.float16: " in half precision", torch.int8: " in int8, with a scale for each row"}
+_FORMS: dict[torch.dtype | None, str] = {
+    torch.float16: " in half precision",
+    torch.int8: " in int8, with a scale for each row",
+}
 
 
 @dataclass(frozen=True)
