@@ -20,7 +20,7 @@ class Calibrate:
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """folder of a saved model, e.g. runs/mine/model; or emoji or world, which come along; or hf://owner/name"""
+    """folder of a saved model, e.g. runs/mine/model; or emoji, photos or world, which come along; or hf://owner/name"""
 
     data: Annotated[tuple[str, ...], arg(metavar="DATA ...")]
     """JSON lists of images with captions, tar shards, folders, world:validation"""

@@ -21,7 +21,7 @@ class Evaluate(Rules):
     """
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """folder of a saved model, e.g. runs/mine/model; or emoji or world, which come along; or hf://owner/name"""
+    """folder of a saved model, e.g. runs/mine/model; or emoji, photos or world, which come along; or hf://owner/name"""
 
     data: Annotated[tuple[str, ...], arg(metavar="DATA ...")]
     """the task's JSON lists; tar shards, folders, world:test"""

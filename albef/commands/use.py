@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class _Use:
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """folder of a saved model, e.g. runs/mine/model; or emoji or world, which come along; or hf://owner/name"""
+    """folder of a saved model, e.g. runs/mine/model; or emoji, photos or world, which come along; or hf://owner/name"""
 
     image_size: str | None = None
     """pixels, if other than the model's: 384, or height and width, 256x512"""
@@ -165,7 +165,7 @@ class Classify(_Use):
     """paths of the images"""
 
     model: str
-    """folder of a saved model; or emoji or world, which come along; or hf://owner/name"""
+    """folder of a saved model; or emoji, photos or world, which come along; or hf://owner/name"""
 
     labels: tuple[str, ...]
     """the labels to choose among"""
@@ -196,7 +196,7 @@ class Embed(_Use):
     """paths of the images"""
 
     model: str
-    """folder of a saved model; or emoji or world, which come along; or hf://owner/name"""
+    """folder of a saved model; or emoji, photos or world, which come along; or hf://owner/name"""
 
     out: Path
     """file to write, .npz or .parquet"""
