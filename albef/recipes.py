@@ -295,7 +295,7 @@ def own_pairs() -> Recipe:
     albef train own-pairs --data.train mine.json --data.validation held-out.json --out runs/mine
     A pass has as many steps as the pairs have batches of 32, so 20 passes are 20 steps for 50 pairs and 31,240 for
     50,000. Evaluations and checkpoints come every 1,000 steps, and at the end of a run, however short it is. The trunk
-    and the lower half of the text encoder stay as they are, so four views of each image are made once, and the steps
+    and the lower half of the text encoder stay as they are, so two views of each image are made once, and the steps
     after that are quick. Validation data may be left out. docs/results.md has what it does for 124 paintings.
     """
     base = photos()
@@ -303,7 +303,7 @@ def own_pairs() -> Recipe:
         base,
         task="retrieval",
         model=replace(base.model, trunk_trained=0),
-        data=replace(base.data, views=4, workers=0),
+        data=replace(base.data, views=2, workers=0),
         optim=replace(
             base.optim,
             lr=3e-4,
