@@ -49,11 +49,11 @@ define install
 @touch $@
 endef
 
-$(VENV)/run: WHAT := .
+$(VENV)/run: WHAT := .[demo]
 $(VENV)/run: $(VENV)/python pyproject.toml constraints.txt
 	$(install)
 
-$(VENV)/dev: WHAT := .[dev,parquet,tensorboard]
+$(VENV)/dev: WHAT := .[dev,demo,parquet,tensorboard]
 $(VENV)/dev: $(VENV)/python pyproject.toml constraints.txt
 	$(install)
 	@touch $(VENV)/run  # all that the demo needs is in it

