@@ -38,8 +38,8 @@ from albef.models.layout import PackedText
 from albef.tasks import ranking
 from benchmarks import timing
 
-EMBED_DIM, HIDDEN, DROPOUT = 256, 1024, 0.2
-BATCH, EPOCHS, RATE, DECAY, WARM_UP = 256, 12, 1e-3, 0.05, 50
+EMBED_DIM, HIDDEN, DROPOUT = 512, 2048, 0.4
+BATCH, EPOCHS, RATE, DECAY, WARM_UP = 256, 16, 1e-3, 0.05, 50
 TEMP, TEMP_RATE = 0.05, 2e-4
 AVERAGE = 0.99
 """What is kept of the average of the weights in each step."""
