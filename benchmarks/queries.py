@@ -65,7 +65,7 @@ def page(kinds: dict[str, list[str]], found: Found, judged: Judged, source: Sour
         f"**{count(queries, found, judged)}.** The queries were written down before any result was seen. The "
         f"{CANDIDATES} photos that ITC holds nearest are ordered by both scores on one scale (`odds`). A find is given "
         "by its place in the list of photos, the probability of a match, and its first caption, which the search does "
-        "not see. A person looked at each first photo and judged whether all of the query is true of it.",
+        "not see. Each first photo was looked at to judge whether all of the query is true of it.",
     ]
     for kind, own in kinds.items():
         lines += ["", f"## {kind.capitalize()}: {count(own, found, judged)}", ""]
