@@ -399,7 +399,7 @@ def test_command_line_trains_resumes_and_evaluates(world, tmp_path):
     assert again.returncode == 0 and "step" not in again.stdout, again.stderr
     found = albef("evaluate", tmp_path / "run" / "model", "--data", world, "--k", 4, "--json", tmp_path / "f.json")
     assert found.returncode == 0, found.stderr
-    assert set(json.loads((tmp_path / "f.json").read_text())) == {"itc", "itm", "sum"}
+    assert set(json.loads((tmp_path / "f.json").read_text())) == {"itc", "itm", "sum", "odds"}
 
 
 def test_under_torchrun_the_exit_status_is_the_same(world, tmp_path):

@@ -90,7 +90,7 @@ def start_model(
         return model, processor, SavedTeacher(*states)
     if recipe.usual_init and distributed.rank() == 0:
         warnings.warn(
-            f"recipe {recipe.name!r} without --init starts from random weights; the original starts from "
+            f"recipe {recipe.name!r} without --init starts from random weights; it is meant to start from "
             f"{recipe.usual_init}",
             stacklevel=2,
         )
