@@ -23,17 +23,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from albef.data.augment import TrainTransform
 from albef.data.broken import BrokenImage
 from albef.data.fingerprint import fingerprint
 from albef.data.images import open_image
-from albef.data.loader import Pair, name_of, read_or_replace, read_record
+from albef.data.loader import name_of, read_record
 from albef.data.processor import Processor
 from albef.data.progress import tracked, with_bar
 from albef.data.records import THREADS, Records
-from albef.data.training_set import image_key, one_caption_each
+from albef.data.training_set import TrainingSet, image_key
 from albef.errors import AlbefRuntimeError
 from albef.files import sync_folder, write_atomically
 
@@ -162,27 +161,16 @@ class Views:
         return found.to("cpu", torch.float16).numpy()
 
 
-class ViewSet(Dataset[dict[str, Any]]):
-    """Samples as those of a `TrainingSet`, with features of one view of each image as `pixel_values`, float16
-    [P, C, h, w].
+class ViewSet(TrainingSet):
+    """Samples with features of one view of each image as `pixel_values`, float16 [P, C, h, w].
 
     Which view it is, and whether its map is mirrored (every other one, with `flip`), depends on seed, epoch and index.
     The last `folded` channels are 2 x 2 places of a map each, whose columns change their places too.
     """
 
     def __init__(self, views: Views, seed: int = 0, flip: bool = True, folded: int = 0) -> None:
-        self.source, self.rows, self.folder = views.source, views.rows, views.folder
-        self.seed, self.flip, self.folded = seed, flip, folded
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, pair: Pair) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, *pair])
-        read = functools.partial(self._read, rng=rng)
-        (record, features), broken = read_or_replace(read, pair[1], len(self.source), rng)
-        (record,) = one_caption_each([record], self.seed, [pair])
-        return {"record": record, "pixel_values": features, "broken": broken}
+        super().__init__(views.source, views.processor, views.transform, seed)
+        self.rows, self.folder, self.flip, self.folded = views.rows, views.folder, flip, folded
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[Any, Tensor]:
         record = read_record(self.source, index)
