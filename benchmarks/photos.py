@@ -6,10 +6,7 @@ python -m benchmarks.photos [--threads 2] [--images 200]: the images are the pai
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +16,7 @@ from albef.data.images import open_image
 from albef.models.albef import AlbefModel
 from albef.tasks import ranking
 from albef_demo import paintings
+from benchmarks.timing import interleaved
 
 SIZE = (1155, 866)  # pixels, a megapixel
 
@@ -46,21 +44,13 @@ def _measure(files: list[Path], dtype: torch.dtype) -> str:
     model, tokens = photos.model, list(photos.tokens(files[:64]))
     assert isinstance(model, AlbefModel)
     text, _ = ranking.encode_texts(model, photos.processor, ["a dog runs along a beach"])
-    images = len(files) / _seconds(lambda: photos.embed_images(files), 3)
-    typed = _seconds(lambda: photos.embed_texts("a dog on the beach"), 20)
-    ranked = _seconds(lambda: ranking.score_images(model, tokens, text), 10)
-    return f"{images:5.1f} images/s, a text in {1000 * typed:4.1f} ms, 64 images re-ranked in {1000 * ranked:5.1f} ms"
-
-
-def _seconds(work: Callable[[], object], times: int) -> float:
-    """The median of some times, after one that does not count."""
-    work()
-    spent = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
+    images = interleaved({"images": lambda: photos.embed_images(files)}, 3)["images"].median
+    quick = {
+        "text": lambda: photos.embed_texts("a dog on the beach"),
+        "ranking": lambda: ranking.score_images(model, tokens, text),
+    }
+    typed, ranked = (1e3 * found.median for found in interleaved(quick, 20).values())
+    return f"{len(files) / images:5.1f} images/s, a text in {typed:4.1f} ms, 64 images re-ranked in {ranked:5.1f} ms"
 
 
 if __name__ == "__main__":
